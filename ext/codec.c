@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * codec.c - none, lz4 and zstd behind one table; their code lives in other people's libraries.
+ *
+ * The wheels of the PyPI packages lz4 and zstandard export the plain C functions of both
+ * libraries from their extension modules.  Taking them from there means that nothing but a C
+ * compiler is needed to build, and that users get the codecs they have installed.
+ */
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+static struct {
+    int (*compress_fast)(const char *, char *, int, int, int);
+    int (*compress_hc)(const char *, char *, int, int, int);
+    int (*decompress_safe)(const char *, char *, int, int);
+} g_lz4;
+
+static struct {
+    void *(*create_cctx)(void);
+    size_t (*free_cctx)(void *);
+    void *(*create_dctx)(void);
+    size_t (*free_dctx)(void *);
+    size_t (*compress)(void *, void *, size_t, const void *, size_t, int);
+    size_t (*decompress)(void *, void *, size_t, const void *, size_t);
+    unsigned (*is_error)(size_t);
+} g_zstd;
+
+/* ---- scratch ------------------------------------------------------------------------------- */
+
+int lm__scratch_reserve(struct lm__scratch *s, size_t bytes)
+{
+    if (bytes <= s->capacity)
+        return 0;
+    size_t capacity = lm__round_up(bytes, 65536);
+    free(s->a);
+    free(s->b);
+    s->capacity = 0;
+    s->a = aligned_alloc(4096, capacity);
+    s->b = aligned_alloc(4096, capacity);
+    if (!s->a || !s->b) {
+        free(s->a);
+        free(s->b);
+        s->a = s->b = NULL;
+        return -ENOMEM;
+    }
+    s->capacity = capacity;
+    return 0;
+}
+
+void lm__scratch_fini(struct lm__scratch *s)
+{
+    free(s->a);
+    free(s->b);
+    if (s->zstd_cctx)
+        g_zstd.free_cctx(s->zstd_cctx);
+    if (s->zstd_dctx)
+        g_zstd.free_dctx(s->zstd_dctx);
+    *s = (struct lm__scratch){0};
+}
+
+/* ---- codecs --------------------------------------------------------------------------------- */
+
+static int64_t none_code(const void *src, size_t bytes, void *dst, size_t capacity)
+{
+    if (bytes > capacity)
+        return LM_E_DECODE;
+    memcpy(dst, src, bytes);
+    return (int64_t)bytes;
+}
+
+static int64_t none_encode(struct lm__scratch *s, int level, const void *src, size_t bytes,
+                           void *dst, size_t capacity)
+{
+    (void)s, (void)level;
+    return none_code(src, bytes, dst, capacity);
+}
+
+static int64_t none_decode(struct lm__scratch *s, const void *src, size_t bytes, void *dst,
+                           size_t capacity)
+{
+    (void)s;
+    return none_code(src, bytes, dst, capacity);
+}
+
+#define LZ4_HC_LEVEL_MIN 2 /* from here on the slow, dense compressor */
+
+static int64_t lz4_encode(struct lm__scratch *s, int level, const void *src, size_t bytes,
+                          void *dst, size_t capacity)
+{
+    (void)s;
+    int n = level >= LZ4_HC_LEVEL_MIN
+                ? g_lz4.compress_hc(src, dst, (int)bytes, (int)capacity, level)
+                : g_lz4.compress_fast(src, dst, (int)bytes, (int)capacity,
+                                      level < 0 ? -level : 1);
+    return n > 0 ? n : LM_E_DECODE;
+}
+
+static int64_t lz4_decode(struct lm__scratch *s, const void *src, size_t bytes, void *dst,
+                          size_t capacity)
+{
+    (void)s;
+    int n = g_lz4.decompress_safe(src, dst, (int)bytes, (int)capacity);
+    return n >= 0 ? n : LM_E_DECODE;
+}
+
+static int64_t zstd_encode(struct lm__scratch *s, int level, const void *src, size_t bytes,
+                           void *dst, size_t capacity)
+{
+    if (!s->zstd_cctx && !(s->zstd_cctx = g_zstd.create_cctx()))
+        return -ENOMEM;
+    size_t n = g_zstd.compress(s->zstd_cctx, dst, capacity, src, bytes, level);
+    return g_zstd.is_error(n) ? LM_E_DECODE : (int64_t)n;
+}
+
+static int64_t zstd_decode(struct lm__scratch *s, const void *src, size_t bytes, void *dst,
+                           size_t capacity)
+{
+    if (!s->zstd_dctx && !(s->zstd_dctx = g_zstd.create_dctx()))
+        return -ENOMEM;
+    size_t n = g_zstd.decompress(s->zstd_dctx, dst, capacity, src, bytes);
+    return g_zstd.is_error(n) ? LM_E_DECODE : (int64_t)n;
+}
+
+const struct lm__codec *lm__codec(int id)
+{
+    static const struct lm__codec codecs[] = {
+        [LM_CODEC_NONE] = {"none", none_encode, none_decode},
+        [LM_CODEC_LZ4] = {"lz4", lz4_encode, lz4_decode},
+        [LM_CODEC_ZSTD] = {"zstd", zstd_encode, zstd_decode},
+    };
+    return id >= 0 && id <= LM_CODEC_ZSTD ? &codecs[id] : NULL;
+}
+
+/* ---- where the functions come from -------------------------------------------------------------- */
+
+struct symbol {
+    const char *name;
+    void *slot; /* of a function pointer, all of which have one size on Linux */
+};
+
+static int resolve(const char *library, const char *path, const struct symbol *symbols,
+                   size_t count, struct lm_error *err)
+{
+    struct lm_error e = lm__error(LM_E_CODEC, library);
+    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!handle)
+        return lm__fail(err, e);
+    for (size_t i = 0; i < count; i++) {
+        void *address = dlsym(handle, symbols[i].name);
+        if (!address) {
+            snprintf(e.what, sizeof e.what, "%s has no %s", library, symbols[i].name);
+            return lm__fail(err, e);
+        }
+        memcpy(symbols[i].slot, &address, sizeof address);
+    }
+    return 0; /* the handle stays open for the life of the process */
+}
+
+int lm_codecs_load(const char *lz4_path, const char *zstd_path, struct lm_error *err)
+{
+    const struct symbol lz4[] = {
+        {"LZ4_compress_fast", &g_lz4.compress_fast},
+        {"LZ4_compress_HC", &g_lz4.compress_hc},
+        {"LZ4_decompress_safe", &g_lz4.decompress_safe},
+    };
+    const struct symbol zstd[] = {
+        {"ZSTD_createCCtx", &g_zstd.create_cctx},
+        {"ZSTD_freeCCtx", &g_zstd.free_cctx},
+        {"ZSTD_createDCtx", &g_zstd.create_dctx},
+        {"ZSTD_freeDCtx", &g_zstd.free_dctx},
+        {"ZSTD_compressCCtx", &g_zstd.compress},
+        {"ZSTD_decompressDCtx", &g_zstd.decompress},
+        {"ZSTD_isError", &g_zstd.is_error},
+    };
+    int rc = resolve("lz4", lz4_path ? lz4_path : "liblz4.so.1", lz4,
+                     sizeof lz4 / sizeof lz4[0], err);
+    if (rc == 0)
+        rc = resolve("zstd", zstd_path ? zstd_path : "libzstd.so.1", zstd,
+                     sizeof zstd / sizeof zstd[0], err);
+    return rc;
+}

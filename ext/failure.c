@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * failure.c - fills that failed, and which thread must hear of it.
+ *
+ * A page fault has no caller to return an error to.  So the error is kept here under the id
+ * of the thread that touched the page, and that thread's language runtime is told:
+ *
+ *   FREE --report--> ANNOUNCING --(runtime told)--> ANNOUNCED --take--> FREE
+ *                        | ^
+ *                        v | (reporter)
+ *                     QUEUED      when telling may block
+ *
+ * (F1) A thread has one error waiting at most: the first one.  Later ones are counted.
+ * (F2) Handlers never wait for a runtime but for a bounded time: the thread they would wait
+ *      for may be the one that holds the runtime's lock.
+ */
+#include <errno.h>
+#include <time.h>
+
+#include "internal.h"
+
+#define SLOTS 256 /* threads that meet damage at the same time; beyond, errors are dropped */
+
+enum slot_state { FREE, QUEUED, ANNOUNCING, ANNOUNCED };
+
+struct slot {
+    enum slot_state state;
+    int32_t tid;
+    unsigned repeats;
+    struct lm_error error;
+};
+
+static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t g_changed = PTHREAD_COND_INITIALIZER;
+static struct slot g_slots[SLOTS];              /* under g_lock, as is the next */
+static const struct lm__runtime *g_runtime;
+
+void lm__failure_set_runtime(const struct lm__runtime *runtime)
+{
+    pthread_mutex_lock(&g_lock);
+    g_runtime = runtime;
+    pthread_mutex_unlock(&g_lock);
+}
+
+static struct slot *find_locked(int32_t tid)
+{
+    for (struct slot *s = g_slots; s < g_slots + SLOTS; s++)
+        if (s->state != FREE && s->tid == tid)
+            return s;
+    return NULL;
+}
+
+static struct slot *find_state_locked(enum slot_state state)
+{
+    for (struct slot *s = g_slots; s < g_slots + SLOTS; s++)
+        if (s->state == state)
+            return s;
+    return NULL;
+}
+
+static void set_state(int32_t tid, enum slot_state state)
+{
+    pthread_mutex_lock(&g_lock);
+    struct slot *s = find_locked(tid);
+    if (s)
+        s->state = state;
+    pthread_cond_broadcast(&g_changed);
+    pthread_mutex_unlock(&g_lock);
+}
+
+unsigned lm__failure_report(int32_t tid, const struct lm_error *cause)
+{
+    unsigned repeats = 1;
+    pthread_mutex_lock(&g_lock);
+    const struct lm__runtime *runtime = g_runtime;
+    struct slot *s = find_locked(tid);
+    if (s) {
+        repeats = ++s->repeats;
+    } else if ((s = find_state_locked(FREE))) {
+        *s = (struct slot){.state = ANNOUNCING, .tid = tid, .repeats = 1, .error = *cause};
+        s->error.tid = tid;
+    }
+    pthread_mutex_unlock(&g_lock);
+    if (!s || repeats > 1 || !runtime)
+        return repeats;
+    set_state(tid, runtime->at_once(tid) ? ANNOUNCED : QUEUED);
+    return repeats;
+}
+
+void lm__failure_wait_announced(int32_t tid, int timeout_ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += timeout_ms * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
+
+    pthread_mutex_lock(&g_lock);
+    for (int rc = 0; rc != ETIMEDOUT && g_runtime;) {
+        const struct slot *s = find_locked(tid);
+        if (!s || s->state == ANNOUNCED)
+            break;
+        rc = pthread_cond_timedwait(&g_changed, &g_lock, &until);
+    }
+    pthread_mutex_unlock(&g_lock);
+}
+
+int lm_failure_take(int32_t tid, struct lm_error *out)
+{
+    pthread_mutex_lock(&g_lock);
+    struct slot *s = find_locked(tid);
+    if (s) {
+        if (out)
+            *out = s->error;
+        s->state = FREE;
+    }
+    pthread_mutex_unlock(&g_lock);
+    return s != NULL;
+}
+
+void lm__failure_bequeath(int32_t tid, int32_t heir)
+{
+    pthread_mutex_lock(&g_lock);
+    struct slot *s = find_locked(tid);
+    if (s && find_locked(heir))
+        s->state = FREE; /* (F1) */
+    else if (s)
+        s->tid = heir;
+    pthread_mutex_unlock(&g_lock);
+}
+
+static void *reporter(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        struct slot *s;
+        pthread_mutex_lock(&g_lock);
+        while (!(s = find_state_locked(QUEUED)))
+            pthread_cond_wait(&g_changed, &g_lock);
+        s->state = ANNOUNCING;
+        struct lm_error error = s->error;
+        const struct lm__runtime *runtime = g_runtime;
+        pthread_mutex_unlock(&g_lock);
+
+        runtime->later(error.tid, &error);
+        set_state(error.tid, ANNOUNCED);
+    }
+    return NULL;
+}
+
+int lm__failure_start(void) { return lm__thread_start(reporter, NULL, "lazymem-report"); }
+
+void lm__failure_fork_prepare(void) { pthread_mutex_lock(&g_lock); }
+void lm__failure_fork_done(void) { pthread_mutex_unlock(&g_lock); }

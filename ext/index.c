@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * index.c - which payload a chunk has: the tree of index pages, read on demand.
+ *
+ *   root [e e e e ...]       a page is an array of entries; an entry of an inner page
+ *          |     |           describes the page below, an entry of a leaf a payload.
+ *        leaf   leaf         An entry of zeros stands for zeros, at any level.
+ *
+ * (I1) A node is published once, complete and verified, and never changes.
+ * (I2) Readers take no lock.  Two that load the same page race with compare-and-swap, and
+ *      the loser frees its copy.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+struct lm__index_node {
+    uint32_t count;
+    struct lm__entry *entries;
+    _Atomic(struct lm__index_node *) child[]; /* inner nodes only */
+};
+
+static int node_load(const struct lm__entry *e, uint32_t count, int is_leaf,
+                     const struct lm__source *source, struct lm__scratch *scratch,
+                     struct lm__index_node **out, struct lm_error *err)
+{
+    struct lm_error cause = lm__error(LM_E_FORMAT, "index page");
+    cause.offset = e->offset;
+    if (e->stored_bytes != count * LM_ENTRY_BYTES || e->codec || e->filter) {
+        cause.expected = count * LM_ENTRY_BYTES;
+        cause.found = e->stored_bytes;
+        return lm__fail(err, cause);
+    }
+    size_t child_bytes = is_leaf ? 0 : count * sizeof(struct lm__index_node *);
+    size_t head_bytes = sizeof(struct lm__index_node) + child_bytes;
+    struct lm__index_node *node = calloc(1, head_bytes + e->stored_bytes);
+    if (!node) {
+        cause.code = -ENOMEM;
+        return lm__fail(err, cause);
+    }
+    node->count = count;
+    node->entries = (struct lm__entry *)((char *)node + head_bytes);
+    int rc = lm__source_read(source, e, "index page", scratch, node->entries, err);
+    if (rc != 0) {
+        free(node);
+        return rc;
+    }
+    *out = node;
+    return 0;
+}
+
+int lm__index_lookup(struct lm__index *index, const struct lm__source *source,
+                     uint64_t chunk_idx, struct lm__scratch *scratch,
+                     struct lm__entry *out, struct lm_error *err)
+{
+    lm_assert(chunk_idx < index->chunks);
+    _Atomic(struct lm__index_node *) *slot = &index->root_node;
+    struct lm__entry entry = index->root;
+
+    for (unsigned level = index->depth; level > 0; level--) {
+        if (lm__entry_is_zero(&entry))
+            break;
+        struct lm__index_node *node = lm_load_acquire(slot);
+        unsigned shift = lm__log2(LM_PAGE_ENTRIES) * (level - 1);
+        if (!node) {
+            uint64_t page_idx = chunk_idx >> shift >> lm__log2(LM_PAGE_ENTRIES);
+            uint32_t count = lm__index_page_entries(index->chunks, level, page_idx);
+            struct lm__index_node *loaded = NULL;
+            int rc = node_load(&entry, count, level == 1, source, scratch, &loaded, err);
+            if (rc != 0)
+                return rc;
+            if (lm_cas_acq_rel(slot, &node, loaded)) /* pairs with the load above */
+                node = loaded;
+            else
+                free(loaded);
+        }
+        uint32_t i = (uint32_t)(chunk_idx >> shift) & (LM_PAGE_ENTRIES - 1);
+        lm_assert(i < node->count);
+        entry = node->entries[i];
+        slot = &node->child[i]; /* not read when level == 1 */
+    }
+    *out = entry;
+    return 0;
+}
+
+static void node_free(struct lm__index_node *node, unsigned level)
+{
+    if (!node)
+        return;
+    if (level > 1)
+        for (uint32_t i = 0; i < node->count; i++)
+            node_free(lm_load_relaxed(&node->child[i]), level - 1);
+    free(node);
+}
+
+void lm__index_fini(struct lm__index *index)
+{
+    node_free(lm_load_relaxed(&index->root_node), index->depth);
+}

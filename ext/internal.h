@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * internal.h - what the engine's files share, from the bottom layer up.
+ *
+ * Layers (a file calls only what stands above it here; leaves serve all):
+ *   leaves   error.c crc32c.c align.h atomic.h check.h
+ *   io.c     format.c     filter.c codec.c     source.c     index.c     object.c store.c
+ *   chunks.c     uffd.c     failure.c     region.c     fault.c     pager.c     workers.c
+ *   prefetch.c     writer.c     python.c
+ * From chunks.c down nothing knows of userfaultfd.
+ *
+ * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,
+ * decoding, or touching memory that a region serves.
+ *   pager.c start_lock > pager.c fills (read: a fill in flight, write: fork)
+ *     > workers.c lock > region.c map_lock > failure.c lock
+ *   fault.c waiters_lock and a writer's lock are leaves.
+ *
+ * Threads          takes                         never
+ *   handler        map_lock, failure lock        GIL, workers' lock, served memory
+ *   worker         workers' lock, job locks      GIL; may touch served memory (it reads the
+ *                                                user's arrays when packing), so handlers
+ *                                                never wait for it
+ *   reporter       failure lock, then, with none held, the GIL
+ *   application    any, in the order above
+ */
+#ifndef LM_INTERNAL_H
+#define LM_INTERNAL_H
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "align.h"
+#include "atomic.h"
+#include "check.h"
+#include "lazymem.h"
+
+#define LM_NONE UINT64_MAX
+
+/* ---- error.c ------------------------------------------------------------------------ */
+
+/* An error whose other fields do not apply yet; the caller sets those that do. */
+struct lm_error lm__error(int code, const char *what);
+/* Store `cause` in *err if there is one, and return its code. */
+int lm__fail(struct lm_error *err, struct lm_error cause);
+
+/* ---- io.c ----------------------------------------------------------------------------- */
+
+int lm__io_open(const char *path, int flags, unsigned mode); /* the fd, or -errno */
+int lm__io_pread(int fd, uint64_t offset, size_t bytes, void *buf);
+/* 0 if the page cache had it all; -EAGAIN, with `buf` undefined, if it would have to wait. */
+int lm__io_pread_cached(int fd, uint64_t offset, size_t bytes, void *buf);
+int lm__io_pwrite(int fd, uint64_t offset, size_t bytes, const void *buf);
+int lm__io_sync(int fd);
+int lm__io_file_bytes(int fd, uint64_t *out);
+/* The errno with which a test wants the next call at `point` to fail, or 0. */
+int lm__injected(int point);
+
+/* ---- format.c --------------------------------------------------------------------------- */
+
+enum {
+    LM_FORMAT_VERSION = 1,
+    LM_SUPERBLOCK_BYTES = 64,
+    LM_RECORD_BYTES = 128,
+    LM_RECORD_ALIGN = 64,
+    LM_ENTRY_BYTES = 24,
+    LM_PAGE_ENTRIES = 1024, /* of an index page: 24 KiB for 1024 chunks */
+    LM_INDEX_DEPTH_MAX = 6, /* 1024^6 chunks cover 2^63 bytes */
+    LM_FILTER_NONE = 0,
+    LM_FILTER_SHUFFLE = 1,
+};
+
+/* An index entry, in memory as in the file.  All zero: what it covers is zero. */
+struct lm__entry {
+    uint64_t offset;
+    uint32_t stored_bytes;
+    uint32_t crc;
+    uint8_t codec;
+    uint8_t filter;
+    uint8_t zero[6];
+};
+_Static_assert(sizeof(struct lm__entry) == LM_ENTRY_BYTES, "entries are stored as they are");
+
+struct lm__superblock {
+    uint8_t store_id[16];
+    uint64_t created_ns;
+};
+
+struct lm__record {
+    uint8_t store_id[16];
+    uint64_t offset;
+    uint64_t sequence;
+    uint64_t previous_offset;
+    uint64_t time_ns;
+    struct lm__entry manifest;
+    uint32_t manifest_bytes; /* decoded */
+};
+
+void lm__superblock_encode(const struct lm__superblock *sb, uint8_t *out);
+int lm__superblock_decode(const uint8_t *in, struct lm__superblock *sb,
+                          struct lm_error *err);
+void lm__record_encode(const struct lm__record *rec, uint8_t *out);
+/* `offset` is where the bytes were found.  LM_E_MAGIC: no record at all. */
+int lm__record_decode(const uint8_t *in, uint64_t offset, const uint8_t *store_id,
+                      struct lm__record *rec, struct lm_error *err);
+int lm__entry_is_zero(const struct lm__entry *e);
+/* The depth of an index of `chunks` chunks, and how many entries page `page_idx` of level
+ * `level` has (a leaf is level 1). */
+unsigned lm__index_depth(uint64_t chunks);
+uint32_t lm__index_page_entries(uint64_t chunks, unsigned level, uint64_t page_idx);
+
+/* ---- filter.c ------------------------------------------------------------------------- */
+
+void lm__shuffle(size_t width, size_t bytes, const uint8_t *src, uint8_t *dst);
+void lm__unshuffle(size_t width, size_t bytes, const uint8_t *src, uint8_t *dst);
+
+/* ---- codec.c ---------------------------------------------------------------------------- */
+
+/* What one thread needs to decode or encode a chunk: two buffers that grow to the largest
+ * chunk met, and the codecs' contexts.  All zero is a fine start. */
+struct lm__scratch {
+    uint8_t *a, *b;
+    size_t capacity;
+    void *zstd_cctx, *zstd_dctx;
+    void (*will_block)(void); /* called before a read that may sleep; may be NULL */
+};
+
+int lm__scratch_reserve(struct lm__scratch *s, size_t bytes);
+void lm__scratch_fini(struct lm__scratch *s);
+
+struct lm__codec {
+    const char *name;
+    /* Bytes written to dst, or negative: did not fit, or LM_E_*. */
+    int64_t (*encode)(struct lm__scratch *s, int level, const void *src, size_t bytes,
+                      void *dst, size_t capacity);
+    int64_t (*decode)(struct lm__scratch *s, const void *src, size_t bytes, void *dst,
+                      size_t capacity);
+};
+
+/* NULL for an id that does not exist. */
+const struct lm__codec *lm__codec(int id);
+
+/* ---- source.c ----------------------------------------------------------------------------- */
+
+/* Where stored bytes come from: today, a file. */
+struct lm__source {
+    int fd;
+    uint64_t end_offset; /* nothing of the committed state lies at or behind this */
+};
+
+/* Read the bytes that `e` describes into buf and check them.  `what` names them in errors. */
+int lm__source_read(const struct lm__source *source, const struct lm__entry *e,
+                    const char *what, struct lm__scratch *scratch, void *buf,
+                    struct lm_error *err);
+
+/* ---- index.c ------------------------------------------------------------------------------ */
+
+struct lm__index_node;
+
+/* The index of one object; pages are read when first needed and kept. */
+struct lm__index {
+    struct lm__entry root;
+    uint64_t chunks;
+    unsigned depth;
+    _Atomic(struct lm__index_node *) root_node;
+};
+
+int lm__index_lookup(struct lm__index *index, const struct lm__source *source,
+                     uint64_t chunk_idx, struct lm__scratch *scratch,
+                     struct lm__entry *out, struct lm_error *err);
+void lm__index_fini(struct lm__index *index);
+
+/* ---- store.c, object.c --------------------------------------------------------------------- */
+
+struct lm_store {
+    _Atomic uint32_t refs;
+    struct lm__source source;  /* fixed after open, as all below */
+    struct lm__record record;
+};
+
+struct lm_object {
+    _Atomic uint32_t refs;
+    lm_store *store;           /* fixed after open, as all below but the index's pages */
+    struct lm_object_spec spec;
+    uint64_t chunks;
+    unsigned chunk_shift;
+    struct lm__index index;
+};
+
+void lm__store_retain(lm_store *store);
+void lm__object_retain(lm_object *object);
+/* Bytes of chunk `chunk_idx`, decoded: chunk_bytes, or less for the last one. */
+size_t lm__object_chunk_bytes(const lm_object *object, uint64_t chunk_idx);
+
+enum { LM_ZERO_CHUNK = 1 };
+/* Decode a chunk into the scratch; *out points at its bytes there, and stored bytes are
+ * added to *stored_bytes.  Returns 0, LM_ZERO_CHUNK (with *out unset), or an error. */
+int lm__object_decode(lm_object *object, uint64_t chunk_idx, struct lm__scratch *scratch,
+                      uint8_t **out, uint64_t *stored_bytes, struct lm_error *err);
+
+/* ---- chunks.c -------------------------------------------------------------------------------- */
+
+enum lm__chunk_state { LM_CHUNK_ABSENT = 0, LM_CHUNK_FILLING = 1, LM_CHUNK_CLEAN = 2 };
+
+struct lm__chunks {
+    _Atomic uint32_t *words; /* generation and state */
+    uint64_t count;
+    size_t mapped_bytes; /* 0: on the heap */
+    _Atomic uint32_t generation;
+    _Atomic uint64_t resident;
+};
+
+int lm__chunks_init(struct lm__chunks *chunks, uint64_t count);
+void lm__chunks_fini(struct lm__chunks *chunks);
+enum lm__chunk_state lm__chunks_state(const struct lm__chunks *chunks, uint64_t idx);
+/* ABSENT or CLEAN -> FILLING, if the chunk is in state `from`.  1: it is the caller's. */
+int lm__chunks_claim(struct lm__chunks *chunks, uint64_t idx, enum lm__chunk_state from);
+/* FILLING -> CLEAN.  0: the generation has changed; the chunk is still FILLING. */
+int lm__chunks_publish(struct lm__chunks *chunks, uint64_t idx);
+/* FILLING -> ABSENT. */
+void lm__chunks_abandon(struct lm__chunks *chunks, uint64_t idx);
+/* Every CLEAN chunk -> ABSENT, in one step. */
+void lm__chunks_forget_all(struct lm__chunks *chunks);
+
+/* ---- uffd.c ------------------------------------------------------------------------------------ */
+
+/* How an install ended.  See the table in uffd.c. */
+enum lm__install { LM_INSTALLED, LM_VANISHED, LM_EXITING, LM_NO_MEMORY, LM_REFUSED };
+
+struct lm__fault {
+    uintptr_t addr;
+    int32_t tid; /* 0 where the kernel does not say */
+    int write;
+};
+
+int lm__uffd_open(struct lm_uffd_info *info); /* the fd, or LM_E_NO_UFFD */
+int lm__uffd_register(int uffd, uintptr_t addr, size_t bytes);
+/* Block for the next page fault.  0, or -errno when the descriptor is of no more use. */
+int lm__uffd_read(int uffd, struct lm__fault *out);
+/* Install pages; waiting threads are woken unless LM_NO_WAKE.  Pages already there stay. */
+enum { LM_NO_WAKE = 1 };
+enum lm__install lm__uffd_copy(int uffd, uintptr_t addr, const void *src, size_t bytes,
+                               int flags);
+enum lm__install lm__uffd_zero(int uffd, uintptr_t addr, size_t bytes);
+void lm__uffd_wake(int uffd, uintptr_t addr, size_t bytes);
+void lm__uffd_stats(struct lm_pager_stats *out);
+
+/* ---- failure.c ----------------------------------------------------------------------------------- */
+
+/* How a language runtime learns that an error waits for thread `tid`.  `at_once` is called by
+ * handlers, must not block, and returns 1 if that was all; else the reporter calls `later`,
+ * which may block, with no lock held. */
+struct lm__runtime {
+    int (*at_once)(int32_t tid);
+    void (*later)(int32_t tid, const struct lm_error *error);
+};
+void lm__failure_set_runtime(const struct lm__runtime *runtime);
+int lm__failure_start(void); /* starts the reporter */
+/* Keep `cause` for thread `tid`, unless an error waits for it already.  Returns how many
+ * failures that thread has met since it last took one: 1 for the first. */
+unsigned lm__failure_report(int32_t tid, const struct lm_error *cause);
+/* Wait until what waits for `tid` has been announced, at most timeout_ms. */
+void lm__failure_wait_announced(int32_t tid, int timeout_ms);
+/* Hand the error that waits for `tid`, a thread no runtime knows, to thread `heir`. */
+void lm__failure_bequeath(int32_t tid, int32_t heir);
+
+/* ---- region.c ---------------------------------------------------------------------------------------- */
+
+struct lm__arena;
+
+struct lm_region {
+    _Atomic uint32_t refs;     /* the owner's, and one for every fill in flight */
+    lm_object *object;         /* fixed after open, as all down to slot_idx */
+    uintptr_t addr;
+    size_t bytes;              /* of the mapping: whole pages */
+    struct lm__arena *arena;
+    size_t slot_idx;
+    struct lm__chunks chunks;
+    _Atomic int released;
+    _Atomic uint64_t faults, fills, zero_fills, failures, stored_bytes_read;
+    struct lm_error last_error; /* under map_lock; code 0: none */
+};
+
+/* The region that owns `addr`, with a reference, or NULL. */
+lm_region *lm__region_find(uintptr_t addr);
+void lm__region_retain(lm_region *region);
+void lm__region_drop(lm_region *region);
+/* A touch of an arena page that no region owns: let the thread go on with 0xFF bytes.
+ * 0 if `addr` lies in no arena either. */
+int lm__region_serve_dangling(uintptr_t addr);
+/* Bytes of the region's mapping that belong to a chunk: whole pages. */
+size_t lm__region_chunk_span(const lm_region *region, uint64_t chunk_idx);
+void lm__region_keep_error(lm_region *region, const struct lm_error *cause);
+void lm__region_count(uint64_t *regions, uint64_t *arenas);
+size_t lm__page_bytes(void);
+
+/* ---- fault.c --------------------------------------------------------------------------------------------- */
+
+/* Serve one page fault. */
+void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch);
+/* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
+int lm__fault_prefetch(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
+                       struct lm_error *err);
+
+/* ---- pager.c ----------------------------------------------------------------------------------------------- */
+
+int lm__pager_uffd(void); /* the process's userfaultfd, once lm_pager_start() has run */
+/* Around every look at a region by a handler or worker: fork waits until all have ended. */
+void lm__pager_fill_begin(void);
+void lm__pager_fill_end(void);
+/* Start a thread with all signals blocked, detached. */
+int lm__thread_start(void *(*run)(void *), void *arg, const char *name);
+
+/* ---- workers.c ----------------------------------------------------------------------------------------------- */
+
+/* One step of a job, on some worker.  0, or a negative code with *err filled. */
+typedef int (*lm__step_fn)(void *context, uint64_t step_idx, struct lm__scratch *scratch,
+                           struct lm_error *err);
+
+struct lm__job_spec {
+    lm__step_fn step;
+    void (*free_context)(void *context); /* may be NULL */
+    void *context;
+    uint64_t steps;
+    int keep_going; /* after a failed step: 1 for all errors, 0 to stop at the first */
+};
+
+/* Run the steps in ascending order on all cores.  A job of one step runs before return. */
+unsigned lm__workers_cores(void); /* that this process may use */
+int lm__job_start(const struct lm__job_spec *spec, lm_job **out);
+int lm__job_is_cancelled(const lm_job *job);
+
+/* ---- fork: what each file does around it, called by pager.c in lock order --------------- */
+
+void lm__region_fork_prepare(void);
+void lm__region_fork_done(void);
+/* In the child: register every arena anew.  Where that fails its memory is made
+ * inaccessible: a crash is better than zeros. */
+void lm__region_fork_child(void);
+void lm__failure_fork_prepare(void);
+void lm__failure_fork_done(void);
+void lm__workers_fork_prepare(void);
+void lm__workers_fork_done(void);
+void lm__workers_fork_child(void); /* the threads are gone, and the jobs they ran */
+
+#endif

@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * lazymem.h - the engine's public API: all that Python and C users include.
+ *
+ * Functions return 0 or a negative code: -errno for the system's causes, LM_E_* for ours;
+ * lm_strerror() knows both.  Where a call takes a `struct lm_error *`, it may be NULL.
+ * No function needs the GIL; every function may be called from any thread.
+ * build_ffi.py feeds this file to cffi with the preprocessor's lines dropped.
+ */
+#ifndef LAZYMEM_H
+#define LAZYMEM_H
+#include <stddef.h>
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- errors ------------------------------------------------------------------------ */
+
+enum lm_code {
+    LM_E_MAGIC = -20001,     /* not a lazymem file */
+    LM_E_VERSION = -20002,   /* written by a newer format version */
+    LM_E_FORMAT = -20003,    /* a field that contradicts the format */
+    LM_E_CHECKSUM = -20004,  /* bytes that do not match their CRC32C */
+    LM_E_TRUNCATED = -20005, /* the file ends before the bytes it refers to */
+    LM_E_NO_COMMIT = -20006, /* no intact commit record */
+    LM_E_DECODE = -20007,    /* the codec refused bytes whose checksum is right */
+    LM_E_CODEC = -20008,     /* an unknown codec, or its library is missing */
+    LM_E_CLOSED = -20009,    /* the store was closed under a live array */
+    LM_E_NO_UFFD = -20010,   /* userfaultfd can't be opened here */
+    LM_E_LOST_MAPPING = -20011, /* the array's mapping was changed from outside */
+    LM_E_ORDER = -20012,     /* blocks of an object must be written in ascending order */
+    LM_E_CANCELLED = -20013, /* the job was cancelled */
+    LM_E_DANGLING = -20014,  /* a touch of memory whose array no longer exists */
+};
+
+/* What went wrong and where.  A field that does not apply is all ones. */
+struct lm_error {
+    int32_t code;
+    int32_t tid;        /* of the thread that touched the memory; 0 if none did */
+    uint64_t tag;       /* of the object, see struct lm_object_spec */
+    uint64_t chunk_idx;
+    uint64_t offset;    /* in the file, bytes */
+    uint64_t expected;  /* checksum, length, ...: what `what` says */
+    uint64_t found;
+    char what[48];      /* the thing that is wrong: "payload", "index page", ... */
+};
+
+const char *lm_strerror(int code);
+
+/* ---- codecs ------------------------------------------------------------------------ */
+
+enum lm_codec { LM_CODEC_NONE = 0, LM_CODEC_LZ4 = 1, LM_CODEC_ZSTD = 2 };
+
+/* Resolve the codecs' functions from shared objects, once per process.  A NULL path means
+ * the system's library.  Fails with LM_E_CODEC; err->what names the missing one. */
+int lm_codecs_load(const char *lz4_path, const char *zstd_path, struct lm_error *err);
+
+/* How to store an object: what the writer and the trial need to know. */
+struct lm_encoding {
+    uint64_t object_bytes;
+    uint32_t chunk_bytes;   /* power of two, LM_CHUNK_BYTES_MIN .. LM_CHUNK_BYTES_MAX */
+    uint32_t shuffle_width; /* bytes per element to shuffle by; 0 or 1: no filter */
+    int32_t codec;
+    int32_t level;
+};
+
+enum lm_limits { LM_CHUNK_BYTES_MIN = 4096, LM_CHUNK_BYTES_MAX = 16777216 };
+
+/* Bytes that `data_bytes` of data (one chunk at most) take when stored as `enc` says. */
+int lm_encoded_bytes(const struct lm_encoding *enc, const void *data, size_t data_bytes,
+                     uint64_t *out_bytes);
+
+/* CRC32C (Castagnoli) of `data`; `crc` is 0 or the checksum of what came before. */
+uint32_t lm_crc32c(uint32_t crc, const void *data, size_t data_bytes);
+
+/* ---- jobs: work on all cores, watched from outside ---------------------------------- */
+
+typedef struct lm_job lm_job;
+
+struct lm_progress {
+    uint64_t steps_done;
+    uint64_t steps_total;
+    uint64_t errors;  /* steps that failed */
+};
+
+/* Wait until the job has ended, at most timeout_ms.  Returns 1 if it has, 0 if not. */
+int lm_job_wait(lm_job *job, int timeout_ms);
+void lm_job_progress(const lm_job *job, struct lm_progress *out);
+/* The first errors of a job, up to `max` of them.  Returns how many were copied. */
+int lm_job_errors(lm_job *job, struct lm_error *out, int max);
+/* Give the job up.  A job not yet ended is cancelled; with `detach` it runs on unwatched.
+ * On return no thread reads or writes memory that the job was given, unless detached. */
+void lm_job_close(lm_job *job, int detach);
+
+/* ---- store: one open file ----------------------------------------------------------- */
+
+typedef struct lm_store lm_store;
+
+struct lm_commit {
+    uint8_t store_id[16];
+    uint64_t offset;         /* of the commit record */
+    uint64_t sequence;       /* 1 for the first commit of a file */
+    uint64_t previous_offset; /* of the commit before; 0 if there is none */
+    uint64_t time_ns;        /* since the epoch */
+    uint64_t manifest_bytes; /* decoded */
+    uint64_t file_bytes;
+    uint64_t torn_bytes;     /* after the record: an unfinished commit, ignored */
+};
+
+int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
+                  struct lm_error *err);
+/* Decode the manifest (JSON, UTF-8) into `buf` of commit->manifest_bytes. */
+int lm_store_manifest(lm_store *store, char *buf, struct lm_error *err);
+/* Drop the caller's reference; open objects keep the file open. */
+void lm_store_close(lm_store *store);
+
+/* ---- object: the chunks of one stored array ------------------------------------------ */
+
+typedef struct lm_object lm_object;
+
+struct lm_object_spec {
+    uint64_t tag;           /* comes back in errors */
+    uint64_t object_bytes;
+    uint32_t chunk_bytes;
+    uint32_t shuffle_width;
+    uint64_t index_offset;  /* 0: every chunk is zero */
+    uint32_t index_bytes;
+    uint32_t index_crc;
+};
+
+/* Reads nothing from the file. */
+int lm_object_open(lm_store *store, const struct lm_object_spec *spec, lm_object **out,
+                   struct lm_error *err);
+void lm_object_close(lm_object *object);
+/* Decode bytes [offset, offset + nbytes) into private memory, on all cores. */
+int lm_object_read(lm_object *object, uint64_t offset, uint64_t nbytes, void *dst,
+                   lm_job **out);
+/* Check every checksum and decode every chunk, keeping nothing. */
+int lm_object_verify(lm_object *object, lm_job **out);
+
+/* ---- region: an object as plain memory ----------------------------------------------- */
+
+typedef struct lm_region lm_region;
+
+struct lm_region_stats {
+    uint64_t chunks_total;
+    uint64_t chunks_resident;
+    uint64_t bytes_resident; /* chunk-rounded */
+    uint64_t faults;         /* page faults served */
+    uint64_t fills;          /* chunks decoded and installed */
+    uint64_t zero_fills;     /* of these: zero chunks, which take no memory */
+    uint64_t failures;       /* fills that failed */
+    uint64_t stored_bytes_read;
+};
+
+/* Reserve address space for the object; touches nothing.  LM_E_NO_UFFD where the kernel
+ * offers no userfaultfd: read the object with lm_object_read() instead. */
+int lm_region_open(lm_object *object, lm_region **out, struct lm_error *err);
+void *lm_region_addr(const lm_region *region);
+/* Free the memory now; views stay mapped and a touch of them is LM_E_CLOSED. */
+void lm_region_release(lm_region *region);
+/* The last view is gone: give the address range back. */
+void lm_region_close(lm_region *region);
+/* Fill the chunks that overlap [offset, offset + nbytes), on all cores. */
+int lm_region_prefetch(lm_region *region, uint64_t offset, uint64_t nbytes, lm_job **out);
+/* One byte per chunk from first_chunk on, 1 if resident.  Returns how many are. */
+uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
+                             uint64_t chunks, uint8_t *mask);
+void lm_region_stats(const lm_region *region, struct lm_region_stats *out);
+/* Failed fills of the region so far: compare before and after an operation. */
+uint64_t lm_region_failures(const lm_region *region);
+/* The last failed fill of the region.  Returns 0 if there was none. */
+int lm_region_last_error(lm_region *region, struct lm_error *out);
+
+/* ---- failed fills: which thread must hear of them ------------------------------------ */
+
+/* Take the error that waits for thread `tid`, so that no one else reports it.
+ * Returns 1 if there was one, else 0. */
+int lm_failure_take(int32_t tid, struct lm_error *out);
+
+/* ---- userfaultfd --------------------------------------------------------------------- */
+
+enum lm_uffd_mode { LM_UFFD_NONE = 0, LM_UFFD_FULL = 1, LM_UFFD_USER_ONLY = 2 };
+
+struct lm_uffd_info {
+    int32_t mode;        /* enum lm_uffd_mode */
+    int32_t dev_errno;   /* why /dev/userfaultfd failed; 0: that is how it was opened */
+    int32_t full_errno;  /* why the system call failed; 0: worked, or was not tried */
+    int32_t user_errno;  /* why UFFD_USER_MODE_ONLY failed; 0 likewise */
+    int32_t api_errno;   /* why the API handshake failed */
+    int32_t handlers;    /* fault threads now running in this process */
+    uint64_t features;   /* offered by the kernel and not masked */
+};
+
+/* Open and close a userfaultfd to see what this process may do. */
+void lm_uffd_probe(struct lm_uffd_info *out);
+/* Name of feature bit `bit`, as LAZYMEM_MASK takes it; NULL past the last one. */
+const char *lm_uffd_feature_name(int bit);
+
+struct lm_pager_stats {
+    uint64_t events;       /* page-fault events read */
+    uint64_t copies;       /* UFFDIO_COPY calls */
+    uint64_t zeropages;    /* UFFDIO_ZEROPAGE calls */
+    uint64_t wakes;        /* UFFDIO_WAKE calls */
+    uint64_t eexist;       /* answers by errno, see uffd.c */
+    uint64_t eagain_partial;
+    uint64_t eagain;
+    uint64_t enoent;
+    uint64_t enomem;
+    uint64_t refused;      /* EINVAL and EFAULT */
+    uint64_t regions_live;
+    uint64_t arenas;
+    uint64_t handlers;
+    uint64_t mode;         /* enum lm_uffd_mode */
+};
+
+/* Start the fault threads if they do not run.  Returns 0, or LM_E_NO_UFFD for good. */
+int lm_pager_start(void);
+void lm_pager_stats(struct lm_pager_stats *out);
+
+/* ---- writer: a new store file --------------------------------------------------------- */
+
+typedef struct lm_writer lm_writer;
+typedef struct lm_writer_object lm_writer_object;
+
+struct lm_written {
+    uint64_t index_offset;
+    uint32_t index_bytes;
+    uint32_t index_crc;
+    uint64_t stored_bytes;    /* payloads; a repeated chunk counts once */
+    uint64_t chunks_total;
+    uint64_t chunks_zero;
+    uint64_t chunks_repeated;
+};
+
+/* Create `path`, which must not exist, and write the superblock. */
+int lm_writer_create(const char *path, lm_writer **out, struct lm_error *err);
+int lm_writer_begin(lm_writer *writer, const struct lm_encoding *enc,
+                    lm_writer_object **out, struct lm_error *err);
+/* Encode and append bytes [offset, offset + nbytes) of the object.  Offsets ascend; bytes
+ * never given are zero.  `data` must stay valid until the job is closed; one job of a
+ * writer at a time.  *out is NULL where nothing is left to wait for. */
+int lm_writer_write(lm_writer_object *object, uint64_t offset, const void *data,
+                    uint64_t nbytes, lm_job **out, struct lm_error *err);
+/* Store what is left of the object and its index; frees `object` whatever happens. */
+int lm_writer_end(lm_writer_object *object, struct lm_written *out, struct lm_error *err);
+/* Append manifest and commit record; on return both are on the disk. */
+int lm_writer_commit(lm_writer *writer, const char *manifest, uint64_t manifest_bytes,
+                     uint64_t *file_bytes, struct lm_error *err);
+/* Close the file.  Its name is the caller's to rename or remove. */
+void lm_writer_close(lm_writer *writer);
+/* Make the names in the folder of `path` durable. */
+int lm_sync_folder(const char *path);
+
+/* ---- switches for tests ---------------------------------------------------------------- */
+
+enum lm_inject_point {
+    LM_INJECT_READ = 0,
+    LM_INJECT_WRITE = 1,
+    LM_INJECT_SYNC = 2,
+    LM_INJECT_UFFD_COPY = 3,
+    LM_INJECT_POINTS = 4,
+};
+
+/* Let calls at `point` fail with `error` (an errno): skip `skip` calls, then fail `count`
+ * of them (negative: all).  error == 0 switches it off. */
+void lm_inject(int point, int64_t skip, int64_t count, int error);
+
+/* ---- Python: how errors reach the interpreter (python.c) ------------------------------- */
+
+/* `make_exception` is a PyObject *: called with the address of a struct lm_error, gives an
+ * exception class that takes no arguments; `find_thread`, called with a thread id of the
+ * system, gives Python's identifier of that thread or 0. */
+int lm_python_attach(void *make_exception, void *find_thread);
+/* The calling thread has taken its error: it is not to be raised a second time. */
+void lm_python_cancel(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

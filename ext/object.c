@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * object.c - a stored array as a row of chunks: chunk number in, decoded bytes out.
+ *
+ *   index -> entry -> source (read, CRC) -> codec -> filter
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+/* ---- lifetime --------------------------------------------------------------------------------- */
+
+int lm_object_open(lm_store *store, const struct lm_object_spec *spec, lm_object **out,
+                   struct lm_error *err)
+{
+    struct lm_error cause = lm__error(LM_E_FORMAT, "object");
+    cause.tag = spec->tag;
+    if (!lm__is_power_of_two(spec->chunk_bytes) || spec->chunk_bytes < LM_CHUNK_BYTES_MIN ||
+        spec->chunk_bytes > LM_CHUNK_BYTES_MAX || spec->object_bytes == 0 ||
+        spec->object_bytes > INT64_MAX || spec->shuffle_width > spec->chunk_bytes)
+        return lm__fail(err, cause);
+    lm_object *o = calloc(1, sizeof *o);
+    if (!o) {
+        cause.code = -ENOMEM;
+        return lm__fail(err, cause);
+    }
+    o->refs = 1;
+    o->store = store;
+    o->spec = *spec;
+    o->chunk_shift = lm__log2(spec->chunk_bytes);
+    o->chunks = lm__div_up(spec->object_bytes, spec->chunk_bytes);
+    o->index.chunks = o->chunks;
+    o->index.depth = lm__index_depth(o->chunks);
+    if (spec->index_offset != 0)
+        o->index.root = (struct lm__entry){.offset = spec->index_offset,
+                                           .stored_bytes = spec->index_bytes,
+                                           .crc = spec->index_crc};
+    lm__store_retain(store);
+    *out = o;
+    return 0;
+}
+
+void lm__object_retain(lm_object *o) { lm_add_relaxed(&o->refs, 1); }
+
+void lm_object_close(lm_object *o)
+{
+    if (lm_sub_acq_rel(&o->refs, 1) != 1)
+        return;
+    lm__index_fini(&o->index);
+    lm_store_close(o->store);
+    free(o);
+}
+
+/* ---- chunks ------------------------------------------------------------------------------------- */
+
+size_t lm__object_chunk_bytes(const lm_object *o, uint64_t chunk_idx)
+{
+    uint64_t left = o->spec.object_bytes - (chunk_idx << o->chunk_shift);
+    return left < o->spec.chunk_bytes ? (size_t)left : o->spec.chunk_bytes;
+}
+
+static int entry_is_sound(const lm_object *o, const struct lm__entry *e, size_t bytes)
+{
+    static const uint8_t zero[sizeof e->zero];
+    if (!lm__codec(e->codec) || memcmp(e->zero, zero, sizeof zero) != 0)
+        return 0;
+    if (e->filter > LM_FILTER_SHUFFLE ||
+        (e->filter == LM_FILTER_SHUFFLE && o->spec.shuffle_width == 0))
+        return 0;
+    return e->codec == LM_CODEC_NONE ? e->stored_bytes == bytes : e->stored_bytes <= bytes;
+}
+
+static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s, uint8_t **out,
+                  uint64_t *stored_bytes, struct lm_error *err)
+{
+    size_t bytes = lm__object_chunk_bytes(o, chunk_idx);
+    struct lm__entry e;
+    int rc = lm__index_lookup(&o->index, &o->store->source, chunk_idx, s, &e, err);
+    if (rc != 0)
+        return rc;
+    if (lm__entry_is_zero(&e))
+        return LM_ZERO_CHUNK;
+
+    struct lm_error cause = lm__error(LM_E_FORMAT, "index entry");
+    cause.offset = e.offset;
+    cause.expected = bytes;
+    cause.found = e.stored_bytes;
+    if (!entry_is_sound(o, &e, bytes))
+        return lm__fail(err, cause);
+    /* Whole pages are installed, so the buffers hold whole pages. */
+    rc = lm__scratch_reserve(s, lm__round_up(o->spec.chunk_bytes, lm__page_bytes()));
+    if (rc != 0) {
+        cause.code = rc;
+        return lm__fail(err, cause);
+    }
+    rc = lm__source_read(&o->store->source, &e, "payload", s, s->a, err);
+    if (rc != 0)
+        return rc;
+    *stored_bytes += e.stored_bytes;
+
+    uint8_t *from = s->a, *to = s->b;
+    if (e.codec != LM_CODEC_NONE) {
+        int64_t n = lm__codec(e.codec)->decode(s, from, e.stored_bytes, to, bytes);
+        if (n != (int64_t)bytes) {
+            cause = lm__error(n == -ENOMEM ? -ENOMEM : LM_E_DECODE, "payload");
+            cause.offset = e.offset;
+            cause.expected = bytes;
+            if (n >= 0)
+                cause.found = (uint64_t)n;
+            return lm__fail(err, cause);
+        }
+        from = s->b, to = s->a;
+    }
+    if (e.filter == LM_FILTER_SHUFFLE) {
+        lm__unshuffle(o->spec.shuffle_width, bytes, from, to);
+        from = to;
+    }
+    *out = from;
+    return 0;
+}
+
+int lm__object_decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
+                      uint8_t **out, uint64_t *stored_bytes, struct lm_error *err)
+{
+    int rc = decode(o, chunk_idx, s, out, stored_bytes, err);
+    if (rc < 0 && err) {
+        err->tag = o->spec.tag;
+        err->chunk_idx = chunk_idx;
+    }
+    return rc;
+}
+
+/* ---- reading into private memory, verifying --------------------------------------------------------- */
+
+struct read_job {
+    lm_object *object;
+    uint64_t offset; /* of the object's bytes, [offset, offset + nbytes) */
+    uint64_t nbytes;
+    uint8_t *dst; /* NULL: verify only */
+};
+
+static int read_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,
+                     struct lm_error *err)
+{
+    struct read_job *job = context;
+    lm_object *o = job->object;
+    uint64_t chunk_idx = (job->offset >> o->chunk_shift) + step_idx, stored_bytes = 0;
+    uint64_t start = chunk_idx << o->chunk_shift;
+    uint64_t end = start + lm__object_chunk_bytes(o, chunk_idx);
+    uint64_t low = start > job->offset ? start : job->offset;
+    uint64_t high = end < job->offset + job->nbytes ? end : job->offset + job->nbytes;
+    uint8_t *bytes = NULL;
+    int rc = lm__object_decode(o, chunk_idx, scratch, &bytes, &stored_bytes, err);
+    if (rc < 0 || !job->dst)
+        return rc < 0 ? rc : 0;
+    if (rc == LM_ZERO_CHUNK)
+        memset(job->dst + (low - job->offset), 0, (size_t)(high - low));
+    else
+        memcpy(job->dst + (low - job->offset), bytes + (low - start), (size_t)(high - low));
+    return 0;
+}
+
+static void read_free(void *context)
+{
+    struct read_job *job = context;
+    lm_object_close(job->object);
+    free(job);
+}
+
+static int read_start(lm_object *o, uint64_t offset, uint64_t nbytes, void *dst, lm_job **out)
+{
+    if (nbytes == 0 || offset > o->spec.object_bytes ||
+        nbytes > o->spec.object_bytes - offset)
+        return -EINVAL;
+    struct read_job *job = malloc(sizeof *job);
+    if (!job)
+        return -ENOMEM;
+    *job = (struct read_job){.object = o, .offset = offset, .nbytes = nbytes, .dst = dst};
+    lm__object_retain(o);
+    struct lm__job_spec spec = {
+        .step = read_step,
+        .free_context = read_free,
+        .context = job,
+        .steps = ((offset + nbytes - 1) >> o->chunk_shift) - (offset >> o->chunk_shift) + 1,
+        .keep_going = dst == NULL,
+    };
+    return lm__job_start(&spec, out);
+}
+
+int lm_object_read(lm_object *o, uint64_t offset, uint64_t nbytes, void *dst, lm_job **out)
+{
+    return dst ? read_start(o, offset, nbytes, dst, out) : -EINVAL;
+}
+
+int lm_object_verify(lm_object *o, lm_job **out)
+{
+    return read_start(o, 0, o->spec.object_bytes, NULL, out);
+}

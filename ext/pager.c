@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * pager.c - what exists once per process: the userfaultfd, the fault handlers, fork.
+ *
+ * Handlers all block in read() of one userfaultfd and serve what they get themselves: an
+ * event crosses no queue.  A handler that is about to sleep on the disk first makes sure that
+ * somebody still reads (the leader/followers pattern: Schmidt et al., Pattern-Oriented
+ * Software Architecture 2, 2000): if it was the last reader it starts another handler, and a
+ * handler that comes back to find enough readers ends.
+ *
+ * Started with the first region, the handlers run until the process is gone: memory may be
+ * touched even while the interpreter shuts down.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define HANDLERS_MAX 32         /* while they sleep on slow reads; a bound, not a plan */
+#define STACK_BYTES (512 << 10) /* the codecs keep their tables on the heap */
+
+static struct {
+    pthread_mutex_t start_lock;
+    int is_started;          /* under start_lock */
+    int start_error;         /* under start_lock */
+    _Atomic int uffd;
+    _Atomic int mode;
+    int readers_wanted;      /* fixed after start */
+    _Atomic int readers;     /* handlers in read(), or on their way there */
+    _Atomic int handlers;
+    pthread_rwlock_t fills;  /* read: a fill is in flight; write: fork */
+} g_pager = {.start_lock = PTHREAD_MUTEX_INITIALIZER,
+             .uffd = -1,
+             .fills = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP};
+
+int lm__pager_uffd(void) { return lm_load_acquire(&g_pager.uffd); }
+void lm__pager_fill_begin(void) { pthread_rwlock_rdlock(&g_pager.fills); }
+void lm__pager_fill_end(void) { pthread_rwlock_unlock(&g_pager.fills); }
+
+int lm__thread_start(void *(*run)(void *), void *arg, const char *name)
+{
+    pthread_t thread;
+    pthread_attr_t attr;
+    sigset_t all, before;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* the new thread inherits the mask */
+    int rc = pthread_create(&thread, &attr, run, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    if (rc == 0)
+        pthread_setname_np(thread, name);
+    return -rc;
+}
+
+/* ---- handlers ------------------------------------------------------------------------------- */
+
+static int handler_start(void);
+
+/* Called by a handler whose fill is about to sleep. */
+static void handler_will_block(void)
+{
+    if (lm_load_relaxed(&g_pager.readers) <= 0 &&
+        lm_load_relaxed(&g_pager.handlers) < HANDLERS_MAX)
+        handler_start(); /* if that fails, events wait until a fill has ended */
+}
+
+static void *handler(void *unused)
+{
+    (void)unused;
+    struct lm__scratch scratch = {.will_block = handler_will_block};
+    struct lm__fault fault;
+    while (lm__uffd_read(lm__pager_uffd(), &fault) == 0) {
+        lm_sub_acq_rel(&g_pager.readers, 1);
+        lm__fault_serve(&fault, &scratch);
+        if (lm_add_seq_cst(&g_pager.readers, 1) >= g_pager.readers_wanted)
+            break;
+    }
+    lm_sub_acq_rel(&g_pager.readers, 1);
+    lm_sub_acq_rel(&g_pager.handlers, 1);
+    lm__scratch_fini(&scratch);
+    return NULL;
+}
+
+static int handler_start(void)
+{
+    lm_add_seq_cst(&g_pager.handlers, 1);
+    lm_add_seq_cst(&g_pager.readers, 1);
+    int rc = lm__thread_start(handler, NULL, "lazymem-fault");
+    if (rc != 0) {
+        lm_sub_acq_rel(&g_pager.readers, 1);
+        lm_sub_acq_rel(&g_pager.handlers, 1);
+    }
+    return rc;
+}
+
+/* Open the userfaultfd and start the threads, in a new process or in a forked one. */
+static int start(void)
+{
+    struct lm_uffd_info info;
+    int uffd = lm__uffd_open(&info);
+    lm_store_relaxed(&g_pager.mode, info.mode);
+    lm_store_release(&g_pager.uffd, uffd < 0 ? -1 : uffd);
+    if (uffd < 0)
+        return uffd;
+    lm_store_relaxed(&g_pager.readers, 0);
+    lm_store_relaxed(&g_pager.handlers, 0);
+    g_pager.readers_wanted = (int)lm__workers_cores();
+    if (g_pager.readers_wanted > HANDLERS_MAX / 2)
+        g_pager.readers_wanted = HANDLERS_MAX / 2;
+    int rc = lm__failure_start();
+    for (int i = 0; rc == 0 && i < g_pager.readers_wanted; i++)
+        rc = handler_start();
+    return lm_load_relaxed(&g_pager.handlers) > 0 ? 0 : rc;
+}
+
+/* ---- fork -------------------------------------------------------------------------------------- */
+
+static void fork_prepare(void)
+{
+    pthread_mutex_lock(&g_pager.start_lock);
+    pthread_rwlock_wrlock(&g_pager.fills); /* no chunk is FILLING from here on */
+    lm__workers_fork_prepare();
+    lm__region_fork_prepare();
+    lm__failure_fork_prepare();
+}
+
+static void fork_done(void)
+{
+    lm__failure_fork_done();
+    lm__region_fork_done();
+    lm__workers_fork_done();
+    pthread_rwlock_unlock(&g_pager.fills);
+    pthread_mutex_unlock(&g_pager.start_lock);
+}
+
+/* The child has this thread alone, and mappings that are no longer registered. */
+static void fork_child(void)
+{
+    static const pthread_rwlock_t fresh = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+    g_pager.fills = fresh;
+    pthread_rwlock_wrlock(&g_pager.fills);
+    if (g_pager.is_started && g_pager.start_error == 0) {
+        close(lm__pager_uffd());
+        lm__workers_fork_child();
+        g_pager.start_error = start();
+        lm__region_fork_child();
+    }
+    fork_done();
+}
+
+/* ---- start ---------------------------------------------------------------------------------------- */
+
+int lm_pager_start(void)
+{
+    static int has_fork_hooks; /* under start_lock */
+    pthread_mutex_lock(&g_pager.start_lock);
+    if (!g_pager.is_started) {
+        g_pager.is_started = 1;
+        g_pager.start_error = start();
+        if (g_pager.start_error == 0 && !has_fork_hooks)
+            has_fork_hooks = pthread_atfork(fork_prepare, fork_done, fork_child) == 0;
+    }
+    int rc = g_pager.start_error;
+    pthread_mutex_unlock(&g_pager.start_lock);
+    return rc;
+}
+
+void lm_pager_stats(struct lm_pager_stats *out)
+{
+    memset(out, 0, sizeof *out);
+    lm__uffd_stats(out);
+    lm__region_count(&out->regions_live, &out->arenas);
+    out->handlers = (uint64_t)lm_load_relaxed(&g_pager.handlers);
+    out->mode = (uint64_t)lm_load_relaxed(&g_pager.mode);
+}

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * python.c - the only file that knows Python: how a failed fill becomes an exception.
+ *
+ *   main thread     Py_AddPendingCall, which needs no GIL: the exception is raised by the
+ *                   first bytecode after the operation that touched the memory
+ *   other threads   PyThreadState_SetAsyncExc, which needs the GIL, so the reporter calls it
+ *   threads that never run Python (BLAS, OpenMP)      the main thread hears of it
+ *
+ * An error stays with failure.c until it is raised, so that an exception raised by any of
+ * these ways, or by LazyArray itself, is raised once.
+ */
+#define Py_LIMITED_API 0x030a0000
+#include <Python.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static PyObject *g_make_exception, *g_find_thread;
+
+/* A class whose instance, made without arguments, is the exception for `error`. */
+static PyObject *exception_class(const struct lm_error *error)
+{
+    return PyObject_CallFunction(g_make_exception, "K",
+                                 (unsigned long long)(uintptr_t)error);
+}
+
+static int raise_in_main(void *unused)
+{
+    (void)unused;
+    struct lm_error error;
+    if (!lm_failure_take((int32_t)getpid(), &error))
+        return 0; /* raised elsewhere meanwhile */
+    PyObject *cls = exception_class(&error);
+    if (cls) {
+        PyErr_SetNone(cls);
+        Py_DECREF(cls);
+    }
+    return -1;
+}
+
+static int announce_at_once(int32_t tid)
+{
+    if (tid <= 0) /* a kernel that does not tell who it was */
+        lm__failure_bequeath(tid, (int32_t)getpid());
+    else if (tid != (int32_t)getpid())
+        return 0;
+    return Py_AddPendingCall(raise_in_main, NULL) == 0;
+}
+
+static unsigned long python_thread(int32_t tid)
+{
+    PyObject *id = PyObject_CallFunction(g_find_thread, "i", (int)tid);
+    unsigned long ident = id ? PyLong_AsUnsignedLong(id) : 0;
+    Py_XDECREF(id);
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        ident = 0;
+    }
+    return ident;
+}
+
+static void announce_later(int32_t tid, const struct lm_error *error)
+{
+    if (!Py_IsInitialized())
+        return;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    unsigned long ident = tid == (int32_t)getpid() ? 0 : python_thread(tid);
+    PyObject *cls = ident ? exception_class(error) : NULL;
+    if (!cls || PyThreadState_SetAsyncExc(ident, cls) != 1) {
+        PyErr_Clear();
+        lm__failure_bequeath(tid, (int32_t)getpid());
+        Py_AddPendingCall(raise_in_main, NULL);
+    }
+    Py_XDECREF(cls);
+    PyGILState_Release(gil);
+}
+
+int lm_python_attach(void *make_exception, void *find_thread)
+{
+    static const struct lm__runtime runtime = {announce_at_once, announce_later};
+    PyGILState_STATE gil = PyGILState_Ensure(); /* cffi has dropped the GIL */
+    g_make_exception = Py_NewRef((PyObject *)make_exception);
+    g_find_thread = Py_NewRef((PyObject *)find_thread);
+    PyGILState_Release(gil);
+    lm__failure_set_runtime(&runtime);
+    return 0;
+}
+
+void lm_python_cancel(void)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), NULL);
+    PyGILState_Release(gil);
+}

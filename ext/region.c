@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * region.c - address space: arenas, the slots in them, and the regions that live in slots.
+ *
+ *   arena   [ slot | slot | slot | ... ]    one mapping, registered once with the userfaultfd
+ *              |      |
+ *           region  region                  an object's memory; slots are powers of two
+ *
+ * Mappings are scarce (65,530 a process by default), objects are not.  So small objects share
+ * arenas of equal slots, and only an object larger than SLOT_BYTES_MAX has an arena of its
+ * own.  Address -> arena is a binary search, arena -> slot a shift.
+ *
+ * (R1) A slot is handed out again only when its region's last reference is gone: neither the
+ *      owner nor a fill in flight can touch the range.  UFFDIO_COPY would not notice.
+ * (R2) An arena stays registered as long as it is mapped.  Unregistered memory reads as zeros.
+ * (R3) map_lock is held for look-ups and table changes, and for the rare page that serves a
+ *      dangling access; never while a fill runs.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define SHARED_ARENA_BYTES ((size_t)256 << 20)
+#define SLOT_BYTES_MAX ((size_t)16 << 20)
+
+struct lm__arena {
+    uintptr_t addr;
+    size_t bytes;
+    unsigned slot_shift;
+    size_t slots;
+    lm_region **regions;  /* by slot; under map_lock, as all below */
+    uint32_t *free_slots; /* a stack; its first entry is handed out first */
+    size_t free_count;
+    int served_dangling;  /* free slots may hold pages */
+};
+
+static pthread_mutex_t g_map_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct lm__arena **g_arenas; /* by address; under map_lock, as all below */
+static size_t g_arena_count, g_arena_capacity;
+static uint64_t g_region_count;
+
+size_t lm__page_bytes(void)
+{
+    static _Atomic size_t page_bytes;
+    size_t bytes = lm_load_relaxed(&page_bytes);
+    if (bytes == 0) {
+        bytes = (size_t)sysconf(_SC_PAGESIZE);
+        lm_store_relaxed(&page_bytes, bytes);
+    }
+    return bytes;
+}
+
+/* ---- arenas ------------------------------------------------------------------------------------- */
+
+static void arena_free(struct lm__arena *a)
+{
+    if (a->addr)
+        munmap((void *)a->addr, a->bytes);
+    free(a->regions);
+    free(a->free_slots);
+    free(a);
+}
+
+/* An arena of slots of 2^slot_shift bytes; or of one slot, if it must be larger. */
+static int arena_new(size_t bytes, unsigned slot_shift, struct lm__arena **out)
+{
+    struct lm__arena *a = calloc(1, sizeof *a);
+    int rc = -ENOMEM;
+    if (!a)
+        return rc;
+    a->bytes = bytes;
+    a->slot_shift = slot_shift;
+    a->slots = bytes >> slot_shift ? bytes >> slot_shift : 1;
+    a->free_count = a->slots;
+    a->regions = calloc(a->slots, sizeof a->regions[0]);
+    a->free_slots = malloc(a->slots * sizeof a->free_slots[0]);
+    if (!a->regions || !a->free_slots)
+        goto free_arena;
+    for (size_t i = 0; i < a->slots; i++)
+        a->free_slots[i] = (uint32_t)(a->slots - 1 - i);
+
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+        rc = -errno;
+        goto free_arena;
+    }
+    a->addr = (uintptr_t)p;
+    rc = lm__uffd_register(lm__pager_uffd(), a->addr, bytes);
+    if (rc != 0)
+        goto free_arena;
+    *out = a;
+    return 0;
+
+free_arena:
+    arena_free(a);
+    return rc;
+}
+
+/* The number of arenas that begin at or below `addr`. */
+static size_t arena_rank_locked(uintptr_t addr)
+{
+    size_t low = 0, high = g_arena_count;
+    while (low < high) {
+        size_t mid = (low + high) / 2;
+        if (g_arenas[mid]->addr <= addr)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static struct lm__arena *arena_find_locked(uintptr_t addr)
+{
+    size_t rank = arena_rank_locked(addr);
+    struct lm__arena *a = rank ? g_arenas[rank - 1] : NULL;
+    return a && addr - a->addr < a->bytes ? a : NULL;
+}
+
+static int arena_insert_locked(struct lm__arena *a)
+{
+    if (g_arena_count == g_arena_capacity) {
+        size_t capacity = g_arena_capacity ? 2 * g_arena_capacity : 16;
+        struct lm__arena **grown = realloc(g_arenas, capacity * sizeof grown[0]);
+        if (!grown)
+            return -ENOMEM;
+        g_arenas = grown;
+        g_arena_capacity = capacity;
+    }
+    size_t rank = arena_rank_locked(a->addr);
+    memmove(g_arenas + rank + 1, g_arenas + rank,
+            (g_arena_count - rank) * sizeof g_arenas[0]);
+    g_arenas[rank] = a;
+    g_arena_count++;
+    return 0;
+}
+
+static void arena_remove_locked(struct lm__arena *a)
+{
+    size_t rank = arena_rank_locked(a->addr);
+    lm_assert(g_arenas[rank - 1] == a);
+    memmove(g_arenas + rank - 1, g_arenas + rank,
+            (g_arena_count - rank) * sizeof g_arenas[0]);
+    g_arena_count--;
+}
+
+/* ---- slots ---------------------------------------------------------------------------------------- */
+
+static struct lm__arena *arena_with_room_locked(unsigned slot_shift)
+{
+    /* Newest last in address order need not be fullest, but arenas are few. */
+    for (size_t i = 0; i < g_arena_count; i++)
+        if (g_arenas[i]->slot_shift == slot_shift && g_arenas[i]->free_count > 0)
+            return g_arenas[i];
+    return NULL;
+}
+
+static void slot_take_locked(struct lm__arena *a, lm_region *r)
+{
+    r->arena = a;
+    r->slot_idx = a->free_slots[--a->free_count];
+    r->addr = a->addr + (r->slot_idx << a->slot_shift);
+    a->regions[r->slot_idx] = r;
+    g_region_count++;
+    if (a->served_dangling)
+        madvise((void *)r->addr, r->bytes, MADV_DONTNEED);
+}
+
+static int slot_take(lm_region *r)
+{
+    int is_shared = r->bytes <= SLOT_BYTES_MAX;
+    unsigned slot_shift = 63; /* of an arena that is one slot */
+    if (is_shared)
+        for (slot_shift = lm__log2(lm__page_bytes()); (size_t)1 << slot_shift < r->bytes;)
+            slot_shift++;
+
+    pthread_mutex_lock(&g_map_lock);
+    struct lm__arena *a = is_shared ? arena_with_room_locked(slot_shift) : NULL;
+    int rc = 0;
+    if (!a) {
+        /* Nobody faults on an arena that nobody knows: mapping it under the lock is safe. */
+        rc = arena_new(is_shared ? SHARED_ARENA_BYTES : r->bytes, slot_shift, &a);
+        if (rc == 0 && (rc = arena_insert_locked(a)) != 0)
+            arena_free(a);
+    }
+    if (rc == 0)
+        slot_take_locked(a, r);
+    pthread_mutex_unlock(&g_map_lock);
+    return rc;
+}
+
+/* The range's pages are gone and nothing is in flight: see (R1). */
+static void slot_give_back(lm_region *r)
+{
+    struct lm__arena *a = r->arena;
+    pthread_mutex_lock(&g_map_lock);
+    a->regions[r->slot_idx] = NULL;
+    a->free_slots[a->free_count++] = (uint32_t)r->slot_idx;
+    g_region_count--;
+    int is_own = a->slots == 1;
+    if (is_own)
+        arena_remove_locked(a);
+    pthread_mutex_unlock(&g_map_lock);
+    if (is_own)
+        arena_free(a);
+}
+
+/* ---- look-ups --------------------------------------------------------------------------------------- */
+
+static int retain_unless_zero(lm_region *r)
+{
+    uint32_t refs = lm_load_relaxed(&r->refs);
+    while (refs != 0)
+        if (lm_cas_acq_rel(&r->refs, &refs, refs + 1))
+            return 1;
+    return 0;
+}
+
+static lm_region *find_locked(uintptr_t addr, struct lm__arena **arena)
+{
+    *arena = arena_find_locked(addr);
+    if (!*arena)
+        return NULL;
+    lm_region *r = (*arena)->regions[(addr - (*arena)->addr) >> (*arena)->slot_shift];
+    return r && addr - r->addr < r->bytes && retain_unless_zero(r) ? r : NULL;
+}
+
+lm_region *lm__region_find(uintptr_t addr)
+{
+    struct lm__arena *arena;
+    pthread_mutex_lock(&g_map_lock);
+    lm_region *r = find_locked(addr, &arena);
+    pthread_mutex_unlock(&g_map_lock);
+    return r;
+}
+
+int lm__region_serve_dangling(uintptr_t addr)
+{
+    static const uint8_t ones[65536] = {[0 ... 65535] = 0xFF};
+    struct lm__arena *arena;
+    uintptr_t page = lm__round_down(addr, lm__page_bytes());
+    pthread_mutex_lock(&g_map_lock);
+    lm_region *r = find_locked(addr, &arena);
+    if (arena && !r) {
+        lm__uffd_copy(lm__pager_uffd(), page, ones, lm__page_bytes(), 0);
+        arena->served_dangling = 1;
+    }
+    pthread_mutex_unlock(&g_map_lock);
+    if (r) { /* the slot has an owner again: the toucher is to fault once more */
+        lm__uffd_wake(lm__pager_uffd(), page, lm__page_bytes());
+        lm__region_drop(r);
+    }
+    return arena != NULL;
+}
+
+void lm__region_count(uint64_t *regions, uint64_t *arenas)
+{
+    pthread_mutex_lock(&g_map_lock);
+    *regions = g_region_count;
+    *arenas = g_arena_count;
+    pthread_mutex_unlock(&g_map_lock);
+}
+
+/* ---- fork ------------------------------------------------------------------------------------------------ */
+
+void lm__region_fork_prepare(void) { pthread_mutex_lock(&g_map_lock); }
+void lm__region_fork_done(void) { pthread_mutex_unlock(&g_map_lock); }
+
+void lm__region_fork_child(void)
+{
+    for (size_t i = 0; i < g_arena_count; i++) {
+        struct lm__arena *a = g_arenas[i];
+        if (lm__pager_uffd() < 0 || lm__uffd_register(lm__pager_uffd(), a->addr, a->bytes) != 0)
+            mprotect((void *)a->addr, a->bytes, PROT_NONE);
+    }
+}
+
+/* ---- lifetime ----------------------------------------------------------------------------------------- */
+
+int lm_region_open(lm_object *object, lm_region **out, struct lm_error *err)
+{
+    struct lm_error cause = lm__error(LM_E_NO_UFFD, "chunk smaller than a page");
+    cause.tag = object->spec.tag;
+    /* A lone chunk may be of any size; chunks side by side must be whole pages. */
+    if (object->chunks > 1 && object->spec.chunk_bytes < lm__page_bytes())
+        return lm__fail(err, cause);
+    int rc = lm_pager_start();
+    lm_region *r = rc == 0 ? calloc(1, sizeof *r) : NULL;
+    if (!r) {
+        cause.code = rc ? rc : -ENOMEM;
+        snprintf(cause.what, sizeof cause.what, "userfaultfd");
+        return lm__fail(err, cause);
+    }
+    r->refs = 1;
+    r->object = object;
+    r->bytes = lm__round_up(object->spec.object_bytes, lm__page_bytes());
+    rc = lm__chunks_init(&r->chunks, object->chunks);
+    if (rc != 0)
+        goto free_region;
+    rc = slot_take(r);
+    if (rc != 0)
+        goto fini_chunks;
+    lm__object_retain(object);
+    *out = r;
+    return 0;
+
+fini_chunks:
+    lm__chunks_fini(&r->chunks);
+free_region:
+    free(r);
+    cause.code = rc;
+    snprintf(cause.what, sizeof cause.what, "address space");
+    cause.expected = object->spec.object_bytes;
+    return lm__fail(err, cause);
+}
+
+void lm__region_retain(lm_region *r) { lm_add_relaxed(&r->refs, 1); }
+
+void lm__region_drop(lm_region *r)
+{
+    if (lm_sub_acq_rel(&r->refs, 1) != 1)
+        return;
+    madvise((void *)r->addr, r->bytes, MADV_DONTNEED);
+    slot_give_back(r);
+    lm__chunks_fini(&r->chunks);
+    lm_object_close(r->object);
+    free(r);
+}
+
+void lm_region_close(lm_region *r) { lm__region_drop(r); }
+
+void lm_region_release(lm_region *r)
+{
+    lm_store_seq_cst(&r->released, 1);
+    /* A fill that ends after this finds another generation and takes its pages back; one
+     * that ended before is swept here. */
+    lm__chunks_forget_all(&r->chunks);
+    madvise((void *)r->addr, r->bytes, MADV_DONTNEED);
+}
+
+/* ---- what it looks like from outside -------------------------------------------------------------------- */
+
+void *lm_region_addr(const lm_region *r) { return (void *)r->addr; }
+
+size_t lm__region_chunk_span(const lm_region *r, uint64_t chunk_idx)
+{
+    return lm__round_up(lm__object_chunk_bytes(r->object, chunk_idx), lm__page_bytes());
+}
+
+uint64_t lm_region_residency(const lm_region *r, uint64_t first_chunk, uint64_t chunks,
+                             uint8_t *mask)
+{
+    uint64_t resident = 0;
+    for (uint64_t i = 0; i < chunks && first_chunk + i < r->chunks.count; i++) {
+        int is_clean = lm__chunks_state(&r->chunks, first_chunk + i) == LM_CHUNK_CLEAN;
+        resident += (uint64_t)is_clean;
+        if (mask)
+            mask[i] = (uint8_t)is_clean;
+    }
+    return resident;
+}
+
+void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
+{
+    uint64_t resident = lm_load_relaxed(&r->chunks.resident);
+    uint64_t bytes = resident << r->object->chunk_shift;
+    *out = (struct lm_region_stats){
+        .chunks_total = r->chunks.count,
+        .chunks_resident = resident,
+        .bytes_resident = bytes < r->bytes ? bytes : r->bytes,
+        .faults = lm_load_relaxed(&r->faults),
+        .fills = lm_load_relaxed(&r->fills),
+        .zero_fills = lm_load_relaxed(&r->zero_fills),
+        .failures = lm_load_relaxed(&r->failures),
+        .stored_bytes_read = lm_load_relaxed(&r->stored_bytes_read),
+    };
+}
+
+uint64_t lm_region_failures(const lm_region *r) { return lm_load_seq_cst(&r->failures); }
+
+void lm__region_keep_error(lm_region *r, const struct lm_error *cause)
+{
+    pthread_mutex_lock(&g_map_lock);
+    r->last_error = *cause;
+    pthread_mutex_unlock(&g_map_lock);
+    lm_add_seq_cst(&r->failures, 1); /* before the 0xFF bytes can be seen */
+}
+
+int lm_region_last_error(lm_region *r, struct lm_error *out)
+{
+    pthread_mutex_lock(&g_map_lock);
+    *out = r->last_error;
+    pthread_mutex_unlock(&g_map_lock);
+    return out->code != 0;
+}

@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * uffd.c - the only ioctl(UFFDIO_*), and what each of the kernel's answers means.
+ *
+ *   answer to COPY, ZEROPAGE          verdict
+ *   0                                 INSTALLED.  Proves nothing about whose memory it is: the
+ *                                     caller holds a region, so the range can't be reused
+ *   EEXIST                            somebody was faster, page by page: wake it, go on after
+ *   EAGAIN, some bytes done           a later page is present: go on after what was done
+ *   EAGAIN, nothing done              the address space is changing: try again, bounded
+ *   ENOENT                            VANISHED: unmapped, unregistered, or our own overrun
+ *   ESRCH (old kernels ENOSPC)        EXITING: the process is going away
+ *   ENOMEM                            NO_MEMORY
+ *   EINVAL, EFAULT, anything else     REFUSED: our bug, or a mapping changed from outside
+ *
+ * The kernel's structs and numbers are declared here, since system headers lag behind kernels.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define UFFD_API 0xAAull
+#define UFFD_USER_MODE_ONLY 1
+#define UFFD_EVENT_PAGEFAULT 0x12
+#define UFFD_PAGEFAULT_FLAG_WRITE 1
+#define UFFDIO_REGISTER_MODE_MISSING 1ull
+#define UFFDIO_MODE_DONTWAKE 1ull /* of COPY and of ZEROPAGE */
+#define UFFD_FEATURE_THREAD_ID (1ull << 8)
+
+struct uffd_msg {
+    uint8_t event;
+    uint8_t zero[7];
+    uint64_t flags;
+    uint64_t address;
+    uint32_t ptid;
+    uint32_t pad;
+};
+_Static_assert(sizeof(struct uffd_msg) == 32, "struct uffd_msg of the kernel");
+
+struct uffdio_api { uint64_t api, features, ioctls; };
+struct uffdio_range { uint64_t start, len; };
+struct uffdio_register { struct uffdio_range range; uint64_t mode, ioctls; };
+struct uffdio_copy { uint64_t dst, src, len, mode; int64_t copy; };
+struct uffdio_zeropage { struct uffdio_range range; uint64_t mode; int64_t zeropage; };
+
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#define UFFDIO_API _IOWR(0xAA, 0x3F, struct uffdio_api)
+#define UFFDIO_REGISTER _IOWR(0xAA, 0x00, struct uffdio_register)
+#define UFFDIO_WAKE _IOR(0xAA, 0x02, struct uffdio_range)
+#define UFFDIO_COPY _IOWR(0xAA, 0x03, struct uffdio_copy)
+#define UFFDIO_ZEROPAGE _IOWR(0xAA, 0x04, struct uffdio_zeropage)
+
+#define EAGAIN_RETRIES 2000 /* of 0.5 ms: far longer than any change of a mapping takes */
+
+/* By bit number. */
+static const char *const FEATURES[] = {
+    "wp", "event_fork", "event_remap", "event_remove", "hugetlb", "shmem", "event_unmap",
+    "sigbus", "thread_id", "minor_hugetlb", "minor_shmem", "exact_address", "wp_hugetlb_shmem",
+    "wp_unpopulated", "poison", "wp_async", "move",
+};
+#define FEATURE_COUNT ((int)(sizeof FEATURES / sizeof FEATURES[0]))
+
+const char *lm_uffd_feature_name(int bit)
+{
+    return bit >= 0 && bit < FEATURE_COUNT ? FEATURES[bit] : NULL;
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
+
+static int is_masked(const char *name)
+{
+    const char *list = getenv("LAZYMEM_MASK");
+    size_t length = strlen(name);
+    for (const char *p = list; p && (p = strstr(p, name)); p += length)
+        if ((p == list || p[-1] == ',') && (p[length] == 0 || p[length] == ','))
+            return 1;
+    return 0;
+}
+
+static int open_device(struct lm_uffd_info *info)
+{
+    int device = is_masked("dev") ? -1 : open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    int uffd = device < 0 ? -1 : ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC);
+    info->dev_errno = uffd < 0 ? (is_masked("dev") ? EPERM : errno) : 0;
+    if (device >= 0)
+        close(device);
+    return uffd;
+}
+
+static int open_syscall(const char *name, int flags, int32_t *error)
+{
+    int uffd = -1;
+    errno = EPERM;
+    if (!is_masked(name))
+        uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | flags);
+    *error = uffd < 0 ? errno : 0;
+    return uffd;
+}
+
+/* The ladder: the device, the system call, the system call for user-mode faults only. */
+static int open_ladder(struct lm_uffd_info *info)
+{
+    *info = (struct lm_uffd_info){.mode = LM_UFFD_FULL};
+    int uffd = open_device(info);
+    if (uffd < 0)
+        uffd = open_syscall("syscall", 0, &info->full_errno);
+    if (uffd < 0) {
+        info->mode = LM_UFFD_USER_ONLY;
+        uffd = open_syscall("user", UFFD_USER_MODE_ONLY, &info->user_errno);
+    }
+    if (uffd < 0)
+        info->mode = LM_UFFD_NONE;
+    return uffd;
+}
+
+static uint64_t unmasked_features(uint64_t features)
+{
+    for (int bit = 0; bit < FEATURE_COUNT; bit++)
+        if (is_masked(FEATURES[bit]))
+            features &= ~(1ull << bit);
+    return features;
+}
+
+int lm__uffd_open(struct lm_uffd_info *info)
+{
+    /* A descriptor shakes hands once, and asking for an unknown feature ends it. */
+    for (int attempt = 0; attempt < 2; attempt++) {
+        struct uffdio_api api = {.api = UFFD_API};
+        if (attempt == 0)
+            api.features = unmasked_features(UFFD_FEATURE_THREAD_ID);
+        int uffd = open_ladder(info);
+        if (uffd < 0)
+            return LM_E_NO_UFFD;
+        if (ioctl(uffd, UFFDIO_API, &api) == 0) {
+            info->features = unmasked_features(api.features);
+            return uffd;
+        }
+        info->api_errno = errno;
+        close(uffd);
+    }
+    info->mode = LM_UFFD_NONE;
+    return LM_E_NO_UFFD;
+}
+
+void lm_uffd_probe(struct lm_uffd_info *out)
+{
+    int uffd = lm__uffd_open(out);
+    if (uffd >= 0)
+        close(uffd);
+}
+
+int lm__uffd_register(int uffd, uintptr_t addr, size_t bytes)
+{
+    struct uffdio_register reg = {.range = {addr, bytes},
+                                  .mode = UFFDIO_REGISTER_MODE_MISSING};
+    return ioctl(uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+}
+
+/* ---- events ------------------------------------------------------------------------------------ */
+
+static struct {
+    _Atomic uint64_t events, copies, zeropages, wakes;
+    _Atomic uint64_t eexist, eagain_partial, eagain, enoent, enomem, refused;
+} g_stats;
+
+int lm__uffd_read(int uffd, struct lm__fault *out)
+{
+    for (;;) {
+        struct uffd_msg msg;
+        ssize_t got = read(uffd, &msg, sizeof msg);
+        if (got == (ssize_t)sizeof msg && msg.event == UFFD_EVENT_PAGEFAULT) {
+            lm_add_relaxed(&g_stats.events, 1);
+            *out = (struct lm__fault){.addr = msg.address,
+                                      .tid = (int32_t)msg.ptid,
+                                      .write = msg.flags & UFFD_PAGEFAULT_FLAG_WRITE};
+            return 0;
+        }
+        if (got < 0 && errno != EINTR && errno != EAGAIN)
+            return -errno;
+    }
+}
+
+void lm__uffd_wake(int uffd, uintptr_t addr, size_t bytes)
+{
+    struct uffdio_range range = {addr, bytes};
+    lm_add_relaxed(&g_stats.wakes, 1);
+    ioctl(uffd, UFFDIO_WAKE, &range); /* fails only where nobody can be waiting */
+}
+
+/* ---- installing ----------------------------------------------------------------------------------- */
+
+struct range_left {
+    uintptr_t addr;
+    const char *src; /* NULL: zero pages */
+    size_t bytes;
+};
+
+/* One ioctl.  Returns 0 or an errno; *done is the bytes installed in either case. */
+static int install_once(int uffd, const struct range_left *left, uint64_t mode, size_t *done)
+{
+    int rc, error = lm__injected(LM_INJECT_UFFD_COPY);
+    int64_t bytes;
+    *done = 0;
+    if (error)
+        return error;
+    if (left->src) {
+        struct uffdio_copy arg = {left->addr, (uintptr_t)left->src, left->bytes, mode, 0};
+        lm_add_relaxed(&g_stats.copies, 1);
+        rc = ioctl(uffd, UFFDIO_COPY, &arg);
+        bytes = arg.copy;
+    } else {
+        struct uffdio_zeropage arg = {{left->addr, left->bytes}, mode, 0};
+        lm_add_relaxed(&g_stats.zeropages, 1);
+        rc = ioctl(uffd, UFFDIO_ZEROPAGE, &arg);
+        bytes = arg.zeropage;
+    }
+    error = rc < 0 ? errno : 0;
+    *done = bytes > 0 ? (size_t)bytes : 0;
+    return error;
+}
+
+static void advance(struct range_left *left, size_t bytes)
+{
+    left->addr += bytes;
+    left->bytes -= bytes;
+    if (left->src)
+        left->src += bytes;
+}
+
+static enum lm__install install(int uffd, struct range_left left, uint64_t mode)
+{
+    for (int retries = 0; left.bytes > 0;) {
+        size_t done;
+        int error = install_once(uffd, &left, mode, &done);
+        lm_assert(done <= left.bytes);
+        advance(&left, done);
+        switch (error) {
+        case 0:
+            break;
+        case EEXIST:
+            lm_add_relaxed(&g_stats.eexist, 1);
+            if (!(mode & UFFDIO_MODE_DONTWAKE))
+                lm__uffd_wake(uffd, left.addr, lm__page_bytes());
+            advance(&left, lm__page_bytes());
+            break;
+        case EAGAIN:
+            if (done > 0) {
+                lm_add_relaxed(&g_stats.eagain_partial, 1);
+            } else {
+                struct timespec pause = {.tv_nsec = 500000};
+                lm_add_relaxed(&g_stats.eagain, 1);
+                if (++retries > EAGAIN_RETRIES)
+                    return LM_REFUSED;
+                nanosleep(&pause, NULL);
+            }
+            break;
+        case ENOENT:
+            lm_add_relaxed(&g_stats.enoent, 1);
+            return LM_VANISHED;
+        case ESRCH:
+        case ENOSPC:
+            return LM_EXITING;
+        case ENOMEM:
+            lm_add_relaxed(&g_stats.enomem, 1);
+            return LM_NO_MEMORY;
+        default:
+            lm_add_relaxed(&g_stats.refused, 1);
+            return LM_REFUSED;
+        }
+    }
+    return LM_INSTALLED;
+}
+
+enum lm__install lm__uffd_copy(int uffd, uintptr_t addr, const void *src, size_t bytes,
+                               int flags)
+{
+    struct range_left all = {addr, src, bytes};
+    return install(uffd, all, flags & LM_NO_WAKE ? UFFDIO_MODE_DONTWAKE : 0);
+}
+
+enum lm__install lm__uffd_zero(int uffd, uintptr_t addr, size_t bytes)
+{
+    struct range_left all = {addr, NULL, bytes};
+    return install(uffd, all, 0);
+}
+
+void lm__uffd_stats(struct lm_pager_stats *out)
+{
+    out->events = lm_load_relaxed(&g_stats.events);
+    out->copies = lm_load_relaxed(&g_stats.copies);
+    out->zeropages = lm_load_relaxed(&g_stats.zeropages);
+    out->wakes = lm_load_relaxed(&g_stats.wakes);
+    out->eexist = lm_load_relaxed(&g_stats.eexist);
+    out->eagain_partial = lm_load_relaxed(&g_stats.eagain_partial);
+    out->eagain = lm_load_relaxed(&g_stats.eagain);
+    out->enoent = lm_load_relaxed(&g_stats.enoent);
+    out->enomem = lm_load_relaxed(&g_stats.enomem);
+    out->refused = lm_load_relaxed(&g_stats.refused);
+}

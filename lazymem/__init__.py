@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Compressed array stores that open in O(1) as real numpy arrays, filled on first touch."""
+
+from lazymem._version import __version__
+from lazymem.array import LazyArray
+from lazymem.errors import (
+    BudgetError,
+    ChecksumError,
+    ClosedError,
+    FillError,
+    FormatError,
+    LazyMemError,
+    LazyMemWarning,
+    ObjectNotFoundError,
+    UnsupportedKernelError,
+)
+from lazymem.manifest import ObjectInfo
+from lazymem.stats import RegionStats, Residency, StoreStats
+from lazymem.store import Store, open
+from lazymem.writer import ObjectWriter, Writer, save
+
+__all__ = [
+    "BudgetError",
+    "ChecksumError",
+    "ClosedError",
+    "FillError",
+    "FormatError",
+    "LazyArray",
+    "LazyMemError",
+    "LazyMemWarning",
+    "ObjectInfo",
+    "ObjectNotFoundError",
+    "ObjectWriter",
+    "RegionStats",
+    "Residency",
+    "Store",
+    "StoreStats",
+    "UnsupportedKernelError",
+    "Writer",
+    "__version__",
+    "open",
+    "save",
+]

@@ -1,0 +1,510 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The engine's handles, and its codes as exceptions.  The only user of the C module.
+
+Every call into the engine drops the GIL.  Handles own their C counterparts: what a thread
+can still reach is still open.
+"""
+
+from __future__ import annotations
+
+import errno as errno_names
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+from typing import Any
+
+from lazymem._lazymem import ffi, lib
+from lazymem.errors import (
+    BudgetError,
+    ChecksumError,
+    ClosedError,
+    FillError,
+    FormatError,
+    LazyMemError,
+    UnsupportedKernelError,
+)
+
+Tick = Callable[[int, int], None]
+"""Called now and then with the steps done and the steps in all."""
+
+CODECS = {"none": lib.LM_CODEC_NONE, "lz4": lib.LM_CODEC_LZ4, "zstd": lib.LM_CODEC_ZSTD}
+CHUNK_BYTES_MIN = int(lib.LM_CHUNK_BYTES_MIN)
+CHUNK_BYTES_MAX = int(lib.LM_CHUNK_BYTES_MAX)
+_NONE = 2**64 - 1
+_TICK_MS = 50
+
+# ---- errors --------------------------------------------------------------------------
+
+
+_FORMAT_HINT = (
+    "the file is damaged or was not written by lazymem; restore it from a copy"
+)
+_HINTS = {
+    lib.LM_E_MAGIC: "is it another kind of file? lazymem.save() writes stores",
+    lib.LM_E_VERSION: "upgrade lazymem to read it",
+    lib.LM_E_FORMAT: _FORMAT_HINT,
+    lib.LM_E_CHECKSUM: "restore the file from a copy; 'lazymem verify' lists all damage",
+    lib.LM_E_TRUNCATED: "copy or download the file again",
+    lib.LM_E_NO_COMMIT: "the file was cut off or never finished; copy it again",
+    lib.LM_E_DECODE: _FORMAT_HINT,
+    lib.LM_E_CODEC: "pip install --force-reinstall lz4 zstandard, or install the system's "
+    "liblz4 and libzstd",
+    lib.LM_E_CLOSED: "keep the store open as long as its arrays are in use, or copy them",
+    lib.LM_E_NO_UFFD: "'lazymem doctor' tells how to allow it",
+    lib.LM_E_LOST_MAPPING: "something unmapped or remapped the array's memory",
+    lib.LM_E_DANGLING: "keep a reference to the array as long as its memory is in use",
+}
+_CLASSES: dict[int, type[LazyMemError]] = {
+    lib.LM_E_CHECKSUM: ChecksumError,
+    lib.LM_E_CLOSED: ClosedError,
+    lib.LM_E_DANGLING: ClosedError,
+    lib.LM_E_CODEC: UnsupportedKernelError,
+    lib.LM_E_NO_UFFD: UnsupportedKernelError,
+    lib.LM_E_LOST_MAPPING: FillError,
+    lib.LM_E_MAGIC: FormatError,
+    lib.LM_E_VERSION: FormatError,
+    lib.LM_E_FORMAT: FormatError,
+    lib.LM_E_TRUNCATED: FormatError,
+    lib.LM_E_NO_COMMIT: FormatError,
+    lib.LM_E_DECODE: FormatError,
+    -errno_names.ENOMEM: BudgetError,
+}
+_tags: weakref.WeakValueDictionary[int, ObjectHandle] = weakref.WeakValueDictionary()
+_next_tag = itertools.count(1)
+
+
+def strerror(code: int) -> str:
+    """Return what an engine code means."""
+    return str(ffi.string(lib.lm_strerror(code)).decode())
+
+
+def _number(what: str, value: int) -> str:
+    is_plain = what in ("format version", "index page", "index entry", "file")
+    return str(value) if is_plain or value < 2**20 else f"{value:#010x}"
+
+
+def exception(error: Any, path: str | None = None, name: str | None = None) -> Exception:
+    """Return the exception that a ``struct lm_error`` stands for."""
+    owner = _tags.get(error.tag)
+    if owner is not None:
+        path, name = owner.path, owner.name
+    values = {
+        field: int(getattr(error, field))
+        for field in ("chunk_idx", "offset", "expected", "found")
+        if getattr(error, field) != _NONE
+    }
+    what = ffi.string(error.what).decode()
+    place = [str(path)] if path else []
+    if name is not None:
+        place.append(f"object {name!r}")
+    if "chunk_idx" in values:
+        place.append(f"chunk {values['chunk_idx']}")
+    if "offset" in values:
+        place.append(f"offset {values['offset']}")
+    text = f"{', '.join(place)}: {what}: {strerror(error.code)}"
+    if "expected" in values:
+        text += f" (expected {_number(what, values['expected'])}"
+        if "found" in values:
+            text += f", found {_number(what, values['found'])}"
+        text += ")"
+    elif "found" in values:
+        text += f" (found {_number(what, values['found'])})"
+    if error.code in _HINTS:
+        text += f"; {_HINTS[error.code]}"
+    exc = _CLASSES.get(error.code, FillError)(text)
+    exc.code, exc.path, exc.name = int(error.code), path, name
+    for field, value in values.items():
+        setattr(exc, field, value)
+    if isinstance(exc, OSError) and -4096 < error.code < 0:
+        exc.errno, exc.strerror = -error.code, os.strerror(-error.code)
+    return exc
+
+
+def _check(code: int, error: Any, path: str | None = None, name: str | None = None) -> None:
+    if code < 0:
+        raise exception(error, path, name)
+
+
+def _os_error(code: int, path: str | None) -> OSError:
+    return OSError(-code, os.strerror(-code), path)
+
+
+# ---- codecs --------------------------------------------------------------------------
+
+
+def _extension_file(package: str, *module: str) -> str | None:
+    """Find an extension module's file without importing its package."""
+    spec = PathFinder.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for suffix in EXTENSION_SUFFIXES:
+            path = os.path.join(folder, *module) + suffix
+            if os.path.exists(path):
+                return path
+    return None
+
+
+def _load_codecs() -> None:
+    lz4 = _extension_file("lz4", "block", "_block")
+    zstd = _extension_file("zstandard", "_cffi")
+    error = _new_error()
+    for paths in itertools.product((lz4, None), (zstd, None)):
+        args = [os.fsencode(path) if path else ffi.NULL for path in paths]
+        if lib.lm_codecs_load(*args, error) == 0:
+            return
+    raise ImportError(str(exception(error)))
+
+
+# ---- failed fills become exceptions ----------------------------------------------------
+
+
+def _exception_class(address: int) -> type[BaseException]:
+    error = ffi.cast("struct lm_error *", address)
+    exc = exception(error)
+    tid = int(error.tid)
+    cls: type[BaseException] = exc.as_raiser()  # type: ignore[attr-defined]
+    init = cls.__init__
+
+    def init_and_take(instance: BaseException) -> None:
+        lib.lm_failure_take(tid, ffi.NULL)
+        init(instance)
+
+    cls.__init__ = init_and_take  # type: ignore[method-assign]
+    return cls
+
+
+def _find_thread(tid: int) -> int:
+    for thread in threading.enumerate():
+        if thread.native_id == tid:
+            return thread.ident or 0
+    return 0
+
+
+def _attach() -> None:
+    lib.lm_python_attach(
+        ffi.cast("void *", id(_exception_class)), ffi.cast("void *", id(_find_thread))
+    )
+
+
+def inject(point: str, error: int, skip: int = 0, count: int = -1) -> None:
+    """Let the engine's calls at `point` fail; see :mod:`lazymem.testing`."""
+    points = {
+        "read": lib.LM_INJECT_READ,
+        "write": lib.LM_INJECT_WRITE,
+        "sync": lib.LM_INJECT_SYNC,
+        "uffd_copy": lib.LM_INJECT_UFFD_COPY,
+    }
+    lib.lm_inject(points[point], skip, count, error)
+
+
+# ---- jobs ------------------------------------------------------------------------------
+
+
+class Job:
+    """Work of the engine that is under way."""
+
+    def __init__(self, handle: Any, path: str | None = None) -> None:
+        self._handle = handle
+        self._path = path
+
+    def wait(self, tick: Tick | None = None) -> None:
+        """Wait for the end; Ctrl-C gets through, and the job is then given up."""
+        try:
+            self.wait_quietly(tick)
+            errors = self.errors(1)
+        finally:
+            self.close()
+        if errors:
+            raise errors[0]
+
+    def wait_quietly(self, tick: Tick | None = None) -> None:
+        """Wait for the end; the job stays open for :meth:`errors`."""
+        while not lib.lm_job_wait(self._handle, _TICK_MS):
+            if tick:
+                tick(*self.progress())
+        if tick:
+            tick(*self.progress())
+
+    def progress(self) -> tuple[int, int]:
+        """Return the steps done and the steps in all."""
+        out = ffi.new("struct lm_progress *")
+        lib.lm_job_progress(self._handle, out)
+        return out.steps_done, out.steps_total
+
+    def errors(self, most: int = 256) -> list[Exception]:
+        """Return the first errors of the job."""
+        out = ffi.new("struct lm_error[]", most)
+        count = lib.lm_job_errors(self._handle, out, most)
+        return [exception(out[i], self._path) for i in range(count)]
+
+    def close(self) -> None:
+        """Give the job up if it has not ended.  No thread uses its memory afterwards."""
+        if self._handle is not None:
+            lib.lm_job_close(self._handle, 0)
+            self._handle = None
+
+    def detach(self) -> None:
+        """Let the job run on unwatched."""
+        lib.lm_job_close(self._handle, 1)
+        self._handle = None
+
+
+# ---- reading ----------------------------------------------------------------------------
+
+
+class StoreHandle:
+    """An open store file."""
+
+    def __init__(self, path: str) -> None:
+        out, error = ffi.new("lm_store **"), ffi.new("struct lm_error *")
+        self.commit = ffi.new("struct lm_commit *")
+        code = lib.lm_store_open(os.fsencode(path), out, self.commit, error)
+        if -4096 < code < 0 and ffi.string(error.what) == b"file":
+            raise _os_error(code, path)
+        _check(code, error, path)
+        self.path = path
+        self.pointer = ffi.gc(out[0], lib.lm_store_close)
+
+    def manifest(self) -> bytes:
+        """Return the manifest's bytes, checked."""
+        buf, error = ffi.new("char[]", self.commit.manifest_bytes or 1), _new_error()
+        _check(lib.lm_store_manifest(self.pointer, buf, error), error, self.path)
+        return bytes(ffi.buffer(buf, self.commit.manifest_bytes))
+
+
+class ObjectHandle:
+    """The chunks of one stored array."""
+
+    def __init__(
+        self,
+        store: StoreHandle,
+        name: str,
+        nbytes: int,
+        chunk_bytes: int,
+        shuffle: int,
+        index: tuple[int, int, int] | None,
+    ) -> None:
+        self.path, self.name = store.path, name
+        self.nbytes, self.chunk_bytes = nbytes, chunk_bytes
+        tag = next(_next_tag)
+        offset, stored, crc = index or (0, 0, 0)
+        fields = (tag, nbytes, chunk_bytes, shuffle, offset, stored, crc)
+        spec = ffi.new("struct lm_object_spec *", fields)
+        out, error = ffi.new("lm_object **"), _new_error()
+        code = lib.lm_object_open(store.pointer, spec, out, error)
+        _check(code, error, store.path, name)
+        self.pointer = ffi.gc(out[0], lib.lm_object_close)
+        _tags[tag] = self
+
+    def read(self, offset: int, target: memoryview) -> Job:
+        """Decode bytes from `offset` on into `target`, which the caller keeps."""
+        out = ffi.new("lm_job **")
+        to = ffi.from_buffer(target, require_writable=True)
+        code = lib.lm_object_read(self.pointer, offset, target.nbytes, to, out)
+        if code < 0:
+            raise _os_error(code, self.path)
+        return Job(out[0], self.path)
+
+    def verify(self) -> Job:
+        """Check every chunk."""
+        out = ffi.new("lm_job **")
+        code = lib.lm_object_verify(self.pointer, out)
+        if code < 0:
+            raise _os_error(code, self.path)
+        return Job(out[0], self.path)
+
+
+class RegionHandle:
+    """An object as memory.  The range lives as long as the handle or a view of it."""
+
+    def __init__(self, obj: ObjectHandle) -> None:
+        out, error = ffi.new("lm_region **"), _new_error()
+        code = lib.lm_region_open(obj.pointer, out, error)
+        _check(code, error, obj.path, obj.name)
+        self.object = obj
+        self.pointer = region = out[0]
+        address = lib.lm_region_addr(region)
+        self.address = int(ffi.cast("uintptr_t", address))
+        self._owner = ffi.gc(
+            ffi.cast("char *", address), lambda _, close=lib.lm_region_close: close(region)
+        )
+
+    def memory(self) -> memoryview:
+        """Return the object's bytes; the view keeps the region open."""
+        return memoryview(ffi.buffer(self._owner, self.object.nbytes))
+
+    def failures(self) -> int:
+        """Return how many fills have failed so far."""
+        return int(lib.lm_region_failures(self.pointer))
+
+    def last_error(self) -> Exception | None:
+        """Return the last failed fill's exception."""
+        error = _new_error()
+        if not lib.lm_region_last_error(self.pointer, error):
+            return None
+        return exception(error)
+
+    def stats(self) -> Any:
+        """Return a ``struct lm_region_stats``."""
+        out = ffi.new("struct lm_region_stats *")
+        lib.lm_region_stats(self.pointer, out)
+        return out
+
+    def resident_mask(self, first: int, count: int) -> bytearray:
+        """Return a byte for each chunk from `first` on: 1 if it is resident."""
+        mask = bytearray(count)
+        buf = ffi.from_buffer("uint8_t[]", mask, require_writable=True)
+        lib.lm_region_residency(self.pointer, first, count, buf)
+        return mask
+
+    def count_resident(self, first: int, count: int) -> int:
+        """Return how many chunks from `first` on are resident."""
+        return int(lib.lm_region_residency(self.pointer, first, count, ffi.NULL))
+
+    def prefetch(self, offset: int, nbytes: int) -> Job:
+        """Fill the chunks of a byte range."""
+        out = ffi.new("lm_job **")
+        code = lib.lm_region_prefetch(self.pointer, offset, nbytes, out)
+        if code < 0:
+            raise _os_error(code, self.object.path)
+        return Job(out[0], self.object.path)
+
+    def release(self) -> None:
+        """Free the memory; views stay mapped and raise ClosedError when touched."""
+        lib.lm_region_release(self.pointer)
+
+
+def take_failure() -> Exception | None:
+    """Return the error that waits for this thread, so that nobody else raises it."""
+    error = _new_error()
+    if not lib.lm_failure_take(threading.get_native_id(), error):
+        return None
+    lib.lm_python_cancel()
+    return exception(error)
+
+
+# ---- writing ------------------------------------------------------------------------------
+
+
+def encoding(
+    nbytes: int, chunk_bytes: int, shuffle: int, codec: str, level: int
+) -> Any:
+    """Return a ``struct lm_encoding``."""
+    fields = (nbytes, chunk_bytes, shuffle, CODECS[codec], level)
+    return ffi.new("struct lm_encoding *", fields)
+
+
+def encoded_bytes(enc: Any, chunk: Any) -> int:
+    """Return how many bytes a chunk takes when stored."""
+    out = ffi.new("uint64_t *")
+    data = ffi.from_buffer(chunk)
+    code = lib.lm_encoded_bytes(enc, data, len(data), out)
+    if code < 0:
+        raise _os_error(code, None)
+    return int(out[0])
+
+
+class WriterHandle:
+    """A store file in the making."""
+
+    def __init__(self, path: str) -> None:
+        out, error = ffi.new("lm_writer **"), _new_error()
+        code = lib.lm_writer_create(os.fsencode(path), out, error)
+        if -4096 < code < 0:
+            raise _os_error(code, path)
+        self.path = path
+        self._pointer = out[0]
+
+    def begin(self, enc: Any) -> Any:
+        """Begin an object; returns its handle for :meth:`write` and :meth:`end`."""
+        out, error = ffi.new("lm_writer_object **"), _new_error()
+        self._check(lib.lm_writer_begin(self._pointer, enc, out, error), error)
+        return out[0]
+
+    def write(self, obj: Any, offset: int, block: Any, tick: Tick | None = None) -> None:
+        """Append a block of bytes and wait until it is encoded."""
+        data, out, error = ffi.from_buffer(block), ffi.new("lm_job **"), _new_error()
+        code = lib.lm_writer_write(obj, offset, data, len(data), out, error)
+        self._check(code, error)
+        if out[0] != ffi.NULL:
+            try:
+                Job(out[0], self.path).wait(tick)
+            except FillError as exc:
+                raise _as_os_error(exc, self.path) from None
+
+    def end(self, obj: Any) -> Any:
+        """Finish an object; returns a ``struct lm_written``."""
+        out, error = ffi.new("struct lm_written *"), _new_error()
+        self._check(lib.lm_writer_end(obj, out, error), error)
+        return out
+
+    def commit(self, manifest: bytes) -> int:
+        """Make the file durable; returns its length in bytes."""
+        out, error = ffi.new("uint64_t *"), _new_error()
+        code = lib.lm_writer_commit(self._pointer, manifest, len(manifest), out, error)
+        self._check(code, error)
+        return int(out[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._pointer is not None:
+            lib.lm_writer_close(self._pointer)
+            self._pointer = None
+
+    def _check(self, code: int, error: Any) -> None:
+        if -4096 < code < 0:
+            raise _as_os_error(exception(error, self.path), self.path)
+        _check(code, error, self.path)
+
+
+def _as_os_error(exc: Exception, path: str) -> Exception:
+    """Turn a failed write into what writing a plain file would raise."""
+    number = getattr(exc, "errno", None)
+    return OSError(number, os.strerror(number), path) if number else exc
+
+
+def sync_folder(path: str) -> None:
+    """Make the names in the folder of `path` durable."""
+    code = lib.lm_sync_folder(os.fsencode(path))
+    if code < 0:
+        raise _os_error(code, os.path.dirname(path))
+
+
+# ---- what the machine allows -----------------------------------------------------------------
+
+
+def uffd_probe() -> Any:
+    """Return a ``struct lm_uffd_info``: what this process may do."""
+    out = ffi.new("struct lm_uffd_info *")
+    lib.lm_uffd_probe(out)
+    return out
+
+
+def user_mode_only() -> bool:
+    """Return whether the process's userfaultfd serves user-mode faults only."""
+    return bool(pager_stats()["mode"] == lib.LM_UFFD_USER_ONLY)
+
+
+def uffd_features(bits: int) -> dict[str, bool]:
+    """Return the names of userfaultfd's features and whether `bits` has them."""
+    names: dict[str, bool] = {}
+    while (name := lib.lm_uffd_feature_name(len(names))) != ffi.NULL:
+        names[ffi.string(name).decode()] = bool(bits >> len(names) & 1)
+    return names
+
+
+def pager_stats() -> dict[str, int]:
+    """Return the process's counters by name."""
+    out = ffi.new("struct lm_pager_stats *")
+    lib.lm_pager_stats(out)
+    return {name: int(getattr(out, name)) for name in dir(out)}
+
+
+def _new_error() -> Any:
+    return ffi.new("struct lm_error *")
+
+
+_load_codecs()
+_attach()

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""LazyArray: a real ndarray whose memory fills itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+
+from lazymem import _engine
+from lazymem.errors import ClosedError
+from lazymem.progress import Progress, meter
+from lazymem.stats import Residency
+
+if TYPE_CHECKING:
+    from lazymem.manifest import ObjectInfo
+
+try:
+    from numpy.lib.array_utils import byte_bounds
+except ImportError:  # numpy 1
+    from numpy import byte_bounds  # type: ignore[attr-defined,no-redef]
+
+
+@dataclass(eq=False)
+class Binding:
+    """What ties an array, and every view of it, to its place in a store."""
+
+    info: ObjectInfo
+    region: _engine.RegionHandle | None
+    """None: the array was loaded whole, since nothing here can fill it on demand."""
+    user_mode_only: bool
+    """System calls can't touch absent pages here: what makes them must load first."""
+
+    def failures(self) -> int:
+        return self.region.failures() if self.region else 0
+
+
+class LazyArray(np.ndarray[Any, Any]):
+    """An array of a store: plain memory, filled chunk by chunk when first touched.
+
+    Made by :class:`lazymem.Store`, never directly.  It is an ndarray in every respect;
+    results of ufuncs are ordinary ndarrays.  ``np.asarray(a)`` is the same memory without
+    this class.  Printing it by ``repr`` shows facts and touches nothing; ``str`` and
+    ``print`` show elements, as numpy does.
+
+    A chunk that can't be read raises in the thread that touched it, right after the
+    operation; what the operation computed is then not to be used.
+    """
+
+    _binding: Binding | None
+
+    def __array_finalize__(self, obj: Any) -> None:
+        # A copy has memory of its own (or its base, an ndarray, has): no store fills it.
+        is_view = isinstance(self.base, (LazyArray, memoryview))
+        self._binding = getattr(obj, "_binding", None) if is_view else None
+
+    # ---- what the store knows ---------------------------------------------------------
+
+    @property
+    def name(self) -> str | None:
+        """Name in the store; None for an array that has left it."""
+        return self._binding.info.name if self._binding else None
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """The object's attributes."""
+        return self._bound().info.attrs
+
+    def residency(self) -> Residency:
+        """Return how much of the array is in memory.
+
+        Returns
+        -------
+        Residency
+            Counts, and a mask of shape ``(n_chunks,)``, of the chunks between the first
+            and the last byte of the array.
+
+        Notes
+        -----
+        Touches no page.  Costs one read of a state word per chunk.
+        """
+        binding = self._bound()
+        first, count = self._chunk_range()
+        if binding.region is None:
+            mask = np.ones(count, np.bool_)
+        else:
+            mask = np.frombuffer(binding.region.resident_mask(first, count), np.bool_)
+        return Residency(
+            chunks=count,
+            chunks_resident=int(np.count_nonzero(mask)),
+            chunk_bytes=binding.info.chunk_bytes,
+            mask=mask,
+        )
+
+    # ---- filling ahead ------------------------------------------------------------------
+
+    def prefetch(self, index: Any = ...) -> None:
+        """Start to fill a part of the array, in the background, on all cores.
+
+        Parameters
+        ----------
+        index : basic index, optional
+            Integers, slices, ``...``, as in ``a.prefetch(np.s_[10:20])``; default all.
+
+        Notes
+        -----
+        Returns at once.  A chunk that can't be read is left to whoever touches it.
+        """
+        job = self._basic_view(index)._fill_job()
+        if job is not None:
+            job.detach()
+
+    def load(self, *, progress: Progress = None) -> LazyArray:
+        """Fill the whole array, on all cores, and return it.
+
+        Parameters
+        ----------
+        progress : bool or callable, optional
+            True for a bar, or a function of (bytes done, bytes in all).
+
+        Raises
+        ------
+        FormatError, FillError
+            If a chunk can't be read.
+
+        Notes
+        -----
+        Of a view, all chunks between its first and its last byte are filled.
+        """
+        job = self._fill_job()
+        if job is not None:
+            binding = self._bound()
+            nbytes = self._chunk_range()[1] * binding.info.chunk_bytes
+            with meter(progress, nbytes, f"load {binding.info.name}") as m:
+                job.wait(m.part(nbytes))
+        return self
+
+    def _fill_job(self) -> _engine.Job | None:
+        region = self._bound().region
+        if region is None or self.size == 0:
+            return None
+        low, high = self._byte_range()
+        return region.prefetch(low, high - low)
+
+    def _basic_view(self, index: Any) -> LazyArray:
+        parts = index if isinstance(index, tuple) else (index,)
+        if not all(
+            part is None or part is ... or isinstance(part, (slice, SupportsIndex))
+            for part in parts
+        ):
+            raise TypeError("prefetch takes a basic index: integers, slices, ...")
+        if all(not isinstance(part, slice) for part in parts) and ... not in parts:
+            parts = (*parts, ...)  # a view and not a scalar, which would be read
+        view = super().__getitem__(parts)
+        assert isinstance(view, LazyArray)
+        return view
+
+    def _byte_range(self) -> tuple[int, int]:
+        region = self._bound().region
+        assert region is not None
+        low, high = byte_bounds(self)
+        return low - region.address, high - region.address
+
+    def _chunk_range(self) -> tuple[int, int]:
+        """Return the first chunk that the array overlaps and how many."""
+        binding = self._bound()
+        if self.size == 0:
+            return 0, 0
+        if binding.region is None:
+            return 0, binding.info.chunks
+        low, high = self._byte_range()
+        first = low // binding.info.chunk_bytes
+        return first, -(-high // binding.info.chunk_bytes) - first
+
+    def _bound(self) -> Binding:
+        if self._binding is None:
+            raise ValueError(
+                "this array is a copy with memory of its own; it belongs to no store"
+            )
+        return self._binding
+
+    # ---- operations: results are plain, and errors arrive at once --------------------------
+
+    def _checked(self, operation: Callable[[], Any]) -> Any:
+        """Run an operation on the array and raise if a fill failed meanwhile."""
+        binding = self._binding
+        if binding is None:
+            return operation()
+        before = binding.failures()
+        result = operation()
+        if binding.failures() != before:
+            self._raise_failure(binding)
+        return result
+
+    @staticmethod
+    def _raise_failure(binding: Binding) -> None:
+        error = _engine.take_failure()
+        if error is None and binding.region is not None:
+            # Another thread's touch failed: this one may have read the same bytes.
+            error = binding.region.last_error()
+        if error is not None:
+            raise error
+
+    def __getitem__(self, index: Any) -> Any:
+        binding = self._binding
+        if binding is None:
+            return super().__getitem__(index)
+        before = binding.failures()
+        result = super().__getitem__(index)
+        if binding.failures() != before:
+            self._raise_failure(binding)
+        return _plain(result)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._checked(lambda: super(LazyArray, self).__setitem__(index, value))
+
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any
+    ) -> Any:
+        if out is not None:
+            kwargs["out"] = tuple(_as_ndarray(x) for x in out)
+        if "where" in kwargs:
+            kwargs["where"] = _as_ndarray(kwargs["where"])
+        args = [_as_ndarray(x) for x in inputs]
+        result = self._checked(lambda: getattr(ufunc, method)(*args, **kwargs))
+        if out is None or result is NotImplemented:
+            return result
+        return out[0] if len(out) == 1 else out
+
+    def __array_function__(
+        self, func: Any, types: Any, args: Any, kwargs: Any
+    ) -> Any:
+        call = super().__array_function__
+        return _plain(self._checked(lambda: call(func, types, args, kwargs)))
+
+    def copy(self, order: Any = "C") -> Any:
+        """Return an ordinary ndarray with the same elements."""
+        return self._checked(lambda: np.asarray(self).copy(order))
+
+    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return an ordinary ndarray of another type; see `numpy.ndarray.astype`."""
+        return self._checked(lambda: np.asarray(self).astype(dtype, *args, **kwargs))
+
+    def tofile(self, *args: Any, **kwargs: Any) -> None:
+        """Write the elements to a file; see `numpy.ndarray.tofile`."""
+        if self._binding is not None and self._binding.user_mode_only:
+            self.load()
+        self._checked(lambda: super(LazyArray, self).tofile(*args, **kwargs))
+
+    def __reduce__(self) -> Any:
+        return np.asarray(self).__reduce__()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return np.asarray(self).__reduce_ex__(protocol)
+
+    def __repr__(self) -> str:
+        binding = self._binding
+        if binding is None:
+            return np.ndarray.__repr__(np.asarray(self))
+        state = "loaded"
+        if binding.region is not None:
+            first, count = self._chunk_range()
+            resident = binding.region.count_resident(first, count)
+            state = f"{resident} of {count} chunks resident"
+        kind = "LazyArray" if self.flags.writeable else "LazyArray, read-only"
+        return f"<{kind} {binding.info.name!r}: {self.shape} {self.dtype}, {state}>"
+
+
+def _as_ndarray(x: Any) -> Any:
+    return x.view(np.ndarray) if isinstance(x, LazyArray) else x
+
+
+def _plain(result: Any) -> Any:
+    """Make a LazyArray that belongs to no store an ordinary ndarray."""
+    if type(result) is LazyArray and result._binding is None:
+        return result.view(np.ndarray)
+    return result
+
+
+def bind(
+    info: ObjectInfo,
+    memory: Any,
+    region: _engine.RegionHandle | None,
+    *,
+    user_mode_only: bool = False,
+) -> LazyArray:
+    """Return the array of an object over its memory."""
+    array = np.ndarray.__new__(
+        LazyArray, info.shape, info.dtype, buffer=memory, order=info.order
+    )
+    array._binding = Binding(info, region, user_mode_only)
+    return array
+
+
+def closed_error(path: str, what: str) -> ClosedError:
+    """Return the error of a store that is used after it was closed."""
+    error = ClosedError(f"{path}: {what}: the store is closed; open it again")
+    error.path = path
+    return error

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The exceptions of lazymem.
+
+Each is a :class:`LazyMemError` and also the built-in that fits it, so code that knows only
+built-in exceptions handles them well.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BudgetError",
+    "ChecksumError",
+    "ClosedError",
+    "FillError",
+    "FormatError",
+    "LazyMemError",
+    "LazyMemWarning",
+    "ObjectNotFoundError",
+    "UnsupportedKernelError",
+]
+
+
+class LazyMemError(Exception):
+    """Base of all errors of lazymem.
+
+    Attributes
+    ----------
+    code : int
+        The engine's code; 0 where the error did not come from the engine.
+    path : str or None
+        The store file.
+    name : str or None
+        The object in it.
+    chunk_idx : int or None
+        The chunk of the object.
+    offset : int or None
+        Where in the file, in bytes.
+    expected, found : int or None
+        What was compared: checksums, lengths, numbers; the message says which.
+    """
+
+    code: int = 0
+    path: str | None = None
+    name: str | None = None
+    chunk_idx: int | None = None
+    offset: int | None = None
+    expected: int | None = None
+    found: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+    def as_raiser(self) -> type[LazyMemError]:
+        """Return a subclass of the exception's class that is made without arguments.
+
+        The interpreter raises exceptions in another thread by class only, and makes the
+        instance there.  The instance looks like this exception in all respects.
+        """
+        cls = type(self)
+        args, state = self.args, dict(self.__dict__)
+
+        def init(instance: LazyMemError) -> None:
+            instance.args = args
+            instance.__dict__.update(state)
+
+        names = {"__init__": init, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        return type(cls.__name__, (cls,), names)
+
+
+class FormatError(LazyMemError, ValueError):
+    """The file is not a store, is damaged, or is of a later version."""
+
+
+class ChecksumError(FormatError):
+    """Bytes of the file do not match their checksum."""
+
+
+class FillError(LazyMemError, OSError):
+    """A chunk could not be read, or its memory was taken away from outside."""
+
+
+class ClosedError(LazyMemError, ValueError):
+    """The store was closed, and a memory of it was used."""
+
+
+class UnsupportedKernelError(LazyMemError, OSError):
+    """The kernel, or this process's rights, lack something that was asked for."""
+
+
+class BudgetError(LazyMemError, MemoryError):
+    """There was no memory for a chunk."""
+
+
+class ObjectNotFoundError(LazyMemError, KeyError):
+    """The store has no object of that name."""
+
+
+class LazyMemWarning(RuntimeWarning):
+    """Something works less well here than it could; the text says why."""

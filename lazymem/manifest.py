@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The manifest of a store: JSON in the file, :class:`ObjectInfo` in Python.
+
+Nothing in a manifest is believed before it is checked: the checksum says that the bytes are
+those that were written, not who wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lazymem._engine import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CODECS
+from lazymem._version import __version__
+from lazymem.errors import FormatError
+
+_NBYTES_MAX = 2**63 - 1
+_NDIM_MAX = 64
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a store knows of an object without touching its data."""
+
+    name: str
+    """Its key in the store."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    dtype: np.dtype[Any]
+    """Its data type."""
+    order: str
+    """``"C"`` or ``"F"``."""
+    chunk_bytes: int
+    """Bytes that are compressed, read and filled as one."""
+    codec: str
+    """``"zstd"``, ``"lz4"`` or ``"none"``."""
+    level: int
+    """Level of the codec."""
+    shuffle: int
+    """Element width of the byte shuffle in bytes; 0 for none."""
+    index: tuple[int, int, int] | None
+    """Offset, length and checksum of the root index page; None: all zero."""
+    stored_bytes: int
+    """Bytes of the compressed chunks."""
+    attrs: Mapping[str, Any]
+    """The user's attributes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.nbytes // self.chunk_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest's entry."""
+        return {
+            "dtype": np.lib.format.dtype_to_descr(self.dtype),
+            "shape": list(self.shape),
+            "order": self.order,
+            "chunk_bytes": self.chunk_bytes,
+            "codec": self.codec,
+            "level": self.level,
+            "shuffle": self.shuffle,
+            "index": list(self.index) if self.index else None,
+            "stored_bytes": self.stored_bytes,
+            "attrs": dict(self.attrs),
+        }
+
+
+def check_attrs(attrs: Mapping[str, Any] | None, of: str) -> dict[str, Any]:
+    """Return `attrs` as JSON will give them back.
+
+    Raises
+    ------
+    TypeError
+        If they are no JSON object.
+    """
+    if attrs is None:
+        return {}
+    if not isinstance(attrs, Mapping) or not all(isinstance(key, str) for key in attrs):
+        raise TypeError(f"attrs of {of} must be a mapping with str keys")
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(dict(attrs), allow_nan=False))
+    except (TypeError, ValueError) as exc:
+        raise TypeError(f"attrs of {of} must be JSON: {exc}") from None
+    return copy
+
+
+def encode(objects: Mapping[str, ObjectInfo], attrs: Mapping[str, Any]) -> bytes:
+    """Return the manifest of a store."""
+    manifest = {
+        "writer": f"lazymem {__version__}",
+        "attrs": dict(attrs),
+        "objects": {name: info.to_json() for name, info in objects.items()},
+    }
+    text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8")
+
+
+def decode(data: bytes, path: str) -> dict[str, Any]:
+    """Parse a manifest; its objects are checked one by one when they are opened.
+
+    Raises
+    ------
+    FormatError
+        If it is no manifest.
+    """
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise _error(path, None, f"the manifest is no JSON: {exc}") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("objects"), dict):
+        raise _error(path, None, "the manifest lists no objects")
+    if not isinstance(manifest.setdefault("attrs", {}), dict):
+        raise _error(path, None, "the manifest's attrs are no object")
+    return manifest
+
+
+def object_info(path: str, name: str, entry: Any) -> ObjectInfo:
+    """Check the manifest's entry of an object.
+
+    Raises
+    ------
+    FormatError
+        If a field is missing or makes no sense.
+    """
+    try:
+        info = ObjectInfo(
+            name=name,
+            shape=_shape(entry["shape"]),
+            dtype=_dtype(entry["dtype"]),
+            order=_one_of(entry["order"], ("C", "F")),
+            chunk_bytes=_integer(entry["chunk_bytes"]),
+            codec=_one_of(entry["codec"], tuple(CODECS)),
+            level=int(entry["level"]),
+            shuffle=_integer(entry["shuffle"]),
+            index=_index(entry["index"]),
+            stored_bytes=_integer(entry["stored_bytes"]),
+            attrs=_mapping(entry["attrs"]),
+        )
+        _check(info)
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        reason = f"no {exc}" if isinstance(exc, KeyError) else str(exc)
+        raise _error(path, name, f"bad entry in the manifest: {reason}") from None
+    return info
+
+
+def _error(path: str, name: str | None, text: str) -> FormatError:
+    where = path if name is None else f"{path}, object {name!r}"
+    error = FormatError(f"{where}: {text}")
+    error.path, error.name = path, name
+    return error
+
+
+def _check(info: ObjectInfo) -> None:
+    if info.dtype.hasobject:
+        raise ValueError(f"dtype {info.dtype} holds Python objects")
+    if info.nbytes > _NBYTES_MAX:
+        raise ValueError(f"{info.nbytes} bytes are more than 2**63 - 1")
+    is_power_of_two = info.chunk_bytes & (info.chunk_bytes - 1) == 0
+    if not (CHUNK_BYTES_MIN <= info.chunk_bytes <= CHUNK_BYTES_MAX and is_power_of_two):
+        raise ValueError(f"chunk_bytes is {info.chunk_bytes}")
+    if info.shuffle > info.chunk_bytes:
+        raise ValueError(f"shuffle is {info.shuffle}")
+    if info.nbytes == 0 and info.index is not None:
+        raise ValueError("an empty object has an index")
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or value < 0 or value > _NBYTES_MAX:
+        raise ValueError(f"{value!r} is no length")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > _NDIM_MAX:
+        raise ValueError(f"{value!r} is no shape")
+    return tuple(_integer(n) for n in value)
+
+
+def _dtype(descr: Any) -> np.dtype[Any]:
+    """Undo ``dtype_to_descr``: JSON has no tuples."""
+    if isinstance(descr, str):
+        return np.dtype(descr)
+    if not isinstance(descr, list):
+        raise ValueError(f"{descr!r} is no dtype")
+    return np.lib.format.descr_to_dtype([_field(field) for field in descr])
+
+
+def _field(field: Any) -> tuple[Any, ...]:
+    name, dtype, *shape = field
+    if isinstance(name, list):
+        name = tuple(name)
+    if isinstance(dtype, list):
+        dtype = [_field(inner) for inner in dtype]
+    return (name, dtype, *(tuple(extents) for extents in shape))
+
+
+def _one_of(value: Any, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+    return str(value)
+
+
+def _index(value: Any) -> tuple[int, int, int] | None:
+    if value is None:
+        return None
+    offset, stored_bytes, crc = (_integer(n) for n in value)
+    if offset == 0 or stored_bytes >= 2**32 or crc >= 2**32:
+        raise ValueError(f"{value!r} is no index")
+    return offset, stored_bytes, crc
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is no JSON object")
+    return value

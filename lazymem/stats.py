@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Facts about memory and faults, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Residency:
+    """How much of an array is in memory.  Asking touches no page."""
+
+    chunks: int
+    """Chunks that the array overlaps."""
+    chunks_resident: int
+    """Of these, in memory."""
+    chunk_bytes: int
+    """Bytes of a chunk."""
+    mask: npt.NDArray[np.bool_]
+    """Shape ``(chunks,)``: which chunks are in memory."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the chunks that is in memory, 0 to 1."""
+        return self.chunks_resident / self.chunks if self.chunks else 1.0
+
+
+@dataclass(frozen=True)
+class RegionStats:
+    """What an array has cost so far."""
+
+    chunks: int
+    """Chunks of the object."""
+    chunks_resident: int
+    """Of these, in memory."""
+    bytes_resident: int
+    """Bytes in memory, in whole chunks."""
+    faults: int
+    """Page faults served."""
+    fills: int
+    """Chunks decoded and installed, by faults or ahead of them."""
+    zero_fills: int
+    """Of these, chunks of zeros, which take no memory."""
+    failures: int
+    """Fills that failed."""
+    stored_bytes_read: int
+    """Compressed bytes read from the file."""
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What a store's open arrays have cost so far."""
+
+    arrays: dict[str, RegionStats]
+    """Each array that is open, by name."""
+    engine: dict[str, int]
+    """Counters of the whole process: userfaultfd calls and answers, threads, arenas."""
+
+    @property
+    def bytes_resident(self) -> int:
+        """Bytes in memory."""
+        return sum(stats.bytes_resident for stats in self.arrays.values())
+
+    @property
+    def faults(self) -> int:
+        """Page faults served."""
+        return sum(stats.faults for stats in self.arrays.values())
+
+    @property
+    def fills(self) -> int:
+        """Chunks decoded and installed."""
+        return sum(stats.fills for stats in self.arrays.values())
+
+
+def region_stats(raw: Any) -> RegionStats:
+    """Make a :class:`RegionStats` of a ``struct lm_region_stats``."""
+    return RegionStats(
+        chunks=raw.chunks_total,
+        chunks_resident=raw.chunks_resident,
+        bytes_resident=raw.bytes_resident,
+        faults=raw.faults,
+        fills=raw.fills,
+        zero_fills=raw.zero_fills,
+        failures=raw.failures,
+        stored_bytes_read=raw.stored_bytes_read,
+    )

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Opening a store: a mapping from names to lazy arrays."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from lazymem import _engine, manifest
+from lazymem.array import LazyArray, bind, closed_error
+from lazymem.errors import (
+    LazyMemError,
+    LazyMemWarning,
+    ObjectNotFoundError,
+    UnsupportedKernelError,
+)
+from lazymem.manifest import ObjectInfo
+from lazymem.progress import Progress, meter
+from lazymem.stats import StoreStats, region_stats
+
+_LISTED_IN_REPR = 10
+
+
+class Store(Mapping[str, LazyArray]):
+    """An open store file: names to arrays.  Made by :func:`lazymem.open`.
+
+    An array, and every view of it, keeps its memory; when the last one is gone the memory
+    is given back, so keep the array rather than the store's item (``t = store["t"]``).
+    In mode ``"c"`` the store keeps every array it has given out, with what was written.
+
+    A store is a context manager.  After :meth:`close` its arrays raise ClosedError when
+    touched.
+    """
+
+    def __init__(self, path: str, mode: Literal["r", "c"]) -> None:
+        self._handle = _engine.StoreHandle(path)
+        self._path, self._mode = path, mode
+        self._manifest = manifest.decode(self._handle.manifest(), path)
+        self._objects: dict[str, Any] = self._manifest["objects"]
+        self._lock = threading.Lock()
+        self._open: weakref.WeakValueDictionary[str, LazyArray]
+        self._open = weakref.WeakValueDictionary()
+        self._kept: dict[str, LazyArray] = {}
+        self._closed = False
+        torn = self._handle.commit.torn_bytes
+        if torn:
+            warnings.warn(
+                f"{path}: {torn} bytes after the last intact commit are ignored: a later "
+                "commit was interrupted, or its end was lost",
+                LazyMemWarning,
+                stacklevel=3,
+            )
+
+    # ---- mapping ----------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> LazyArray:
+        with self._lock:
+            self._check_open(f"store[{name!r}]")
+            array = self._open.get(name)
+            if array is None:
+                array = self._open_array(self.info(name))
+                self._open[name] = array
+                if self._mode == "c":
+                    self._kept[name] = array
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._objects)
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._objects
+
+    # ---- facts --------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self._path
+
+    @property
+    def mode(self) -> str:
+        """``"r"`` or ``"c"``."""
+        return self._mode
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """The store's attributes."""
+        return MappingProxyType(self._manifest["attrs"])
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    @property
+    def file_bytes(self) -> int:
+        """Length of the file when it was opened, in bytes."""
+        return int(self._handle.commit.file_bytes)
+
+    def info(self, name: str) -> ObjectInfo:
+        """Return what the store knows of an object, without touching its data.
+
+        Raises
+        ------
+        ObjectNotFoundError
+            If there is no object of that name.
+        """
+        try:
+            entry = self._objects[name]
+        except (KeyError, TypeError):
+            raise self._not_found(name) from None
+        return manifest.object_info(self._path, name, entry)
+
+    def stats(self) -> StoreStats:
+        """Return counters of the arrays that are open, and of the engine."""
+        arrays = {}
+        for name, array in list(self._open.items()):
+            binding = array._binding
+            if binding is not None and binding.region is not None:
+                arrays[name] = region_stats(binding.region.stats())
+        return StoreStats(arrays=arrays, engine=_engine.pager_stats())
+
+    def verify(self, *, progress: Progress = None) -> list[Exception]:
+        """Check every checksum of every object and decode every chunk.
+
+        Returns
+        -------
+        list of LazyMemError
+            What is damaged, at most 256 for each object; empty if all is well.
+        """
+        self._check_open("verify")
+        damage: list[Exception] = []
+        infos = []
+        for name in self:
+            try:
+                infos.append(self.info(name))
+            except LazyMemError as exc:
+                damage.append(exc)
+        total = sum(info.nbytes for info in infos)
+        with meter(progress, total, f"verify {os.path.basename(self._path)}") as m:
+            for info in infos:
+                if info.nbytes:
+                    damage += self._verify_object(info, m.part(info.nbytes))
+        return damage
+
+    def _verify_object(self, info: ObjectInfo, tick: _engine.Tick) -> list[Exception]:
+        try:
+            job = self._object(info).verify()
+        except LazyMemError as exc:
+            return [exc]
+        try:
+            job.wait_quietly(tick)
+            return job.errors()
+        finally:
+            job.close()
+
+    # ---- life ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the store and free the memory of its arrays at once.
+
+        Arrays and views that are still held stay valid objects; touching their memory
+        raises ClosedError.  Closing twice is allowed.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            arrays = list(self._open.values())
+            self._kept.clear()
+        for array in arrays:
+            binding = array._binding
+            if binding is not None and binding.region is not None:
+                binding.region.release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(repr, list(self)[:_LISTED_IN_REPR]))
+        more = len(self) - _LISTED_IN_REPR
+        tail = f", and {more} more" if more > 0 else ""
+        state = "closed" if self._closed else f"mode {self._mode!r}"
+        return f"<Store {self._path!r}, {state}: {names}{tail}>"
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise closed_error(self._path, what)
+
+    def _not_found(self, name: object) -> ObjectNotFoundError:
+        from difflib import get_close_matches
+
+        names = [key for _, key in zip(range(10_000), self)]
+        close = get_close_matches(str(name), names, 3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+        if not close:
+            shown = ", ".join(map(repr, names[:_LISTED_IN_REPR]))
+            hint = f"it has {shown}" if names else "it is empty"
+        error = ObjectNotFoundError(f"{self._path}: no object {name!r}; {hint}")
+        error.path, error.name = self._path, str(name)
+        return error
+
+    def _object(self, info: ObjectInfo) -> _engine.ObjectHandle:
+        return _engine.ObjectHandle(
+            self._handle, info.name, info.nbytes, info.chunk_bytes, info.shuffle, info.index
+        )
+
+    def _open_array(self, info: ObjectInfo) -> LazyArray:
+        if info.nbytes == 0:
+            array = bind(info, bytearray(1), None)
+        else:
+            obj = self._object(info)
+            try:
+                region = _engine.RegionHandle(obj)
+            except UnsupportedKernelError as exc:
+                _warn_fallback(exc)
+                array = bind(info, _load_whole(obj), None)
+            else:
+                user_mode_only = _warn_user_mode_only()
+                memory = region.memory()
+                if self._mode == "r":
+                    memory = memory.toreadonly()
+                return bind(info, memory, region, user_mode_only=user_mode_only)
+        array.flags.writeable = self._mode == "c"
+        return array
+
+
+def _load_whole(obj: _engine.ObjectHandle) -> memoryview:
+    try:
+        memory = np.empty(obj.nbytes, np.uint8)
+    except MemoryError as exc:
+        raise MemoryError(
+            f"{obj.path}, object {obj.name!r}: {exc}; without userfaultfd an array is "
+            "loaded whole ('lazymem doctor' tells how to allow it)"
+        ) from None
+    obj.read(0, memory.data).wait()
+    return memory.data
+
+
+def _warn_fallback(reason: UnsupportedKernelError) -> None:
+    info = _engine.uffd_probe()
+    number = info.user_errno or info.api_errno
+    why = f": {errno.errorcode.get(number, number)}" if number else ""
+    warnings.warn(
+        f"arrays are loaded whole at first access ({reason.args[0].split(': ', 1)[-1]}"
+        f"{why})",
+        LazyMemWarning,
+        stacklevel=4,
+    )
+
+
+_user_mode_only: bool | None = None
+
+
+def _warn_user_mode_only() -> bool:
+    """Return whether only user-mode faults are served, and say so the first time."""
+    global _user_mode_only
+    if _user_mode_only is None:
+        _user_mode_only = _engine.user_mode_only()
+        if _user_mode_only:
+            warnings.warn(
+                "this process may serve page faults of user code only: system calls on "
+                "memory not yet filled (write(), send(), ...) fail with EFAULT; load() the "
+                "array first, or see 'lazymem doctor'",
+                LazyMemWarning,
+                stacklevel=5,
+            )
+    return _user_mode_only
+
+
+def open(path: str | os.PathLike[str], mode: Literal["r", "c"] = "r") -> Store:
+    """Open a store file.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    mode : {"r", "c"}, optional
+        ``"r"``: arrays are read-only.  ``"c"``: copy on write, as in `numpy.memmap`:
+        arrays are writable in memory, the file never changes.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, OSError
+        If the file can't be opened.
+    FormatError
+        If it is not a store, is damaged, or is of a later version.
+
+    Notes
+    -----
+    Costs three small reads, whatever the store holds; no array is touched.
+
+    Examples
+    --------
+    >>> import numpy as np, lazymem as lm
+    >>> _ = lm.save("example.lzm", {"x": np.arange(1_000_000)})
+    >>> with lm.open("example.lzm") as store:
+    ...     print(store["x"][123_456])
+    123456
+    """
+    if mode not in ("r", "c"):
+        raise ValueError(f"mode must be 'r' or 'c', not {mode!r}")
+    return Store(os.fspath(path), mode)

@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Writing a store file: :func:`save` in one go, :class:`Writer` block by block."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lazymem import _engine, manifest, sources
+from lazymem.manifest import ObjectInfo
+from lazymem.progress import Meter, Progress, meter
+from lazymem.sources import Bytes, Source, as_bytes
+
+_DEFAULT_LEVEL = {"zstd": 3, "lz4": 1, "none": 0}
+_TRIAL_CHUNKS = 8
+_TRIAL_BYTES_MIN = 4096
+"""Below this a trial costs more than it can save."""
+_SHUFFLE_GAIN = 0.97
+"""A filter must make data smaller than this share to be worth undoing at each fill."""
+
+
+def default_chunk_bytes(nbytes: int) -> int:
+    """Return the chunk size for an object of `nbytes`.
+
+    Notes
+    -----
+    Small chunks make random access quick, large ones compress better and need less index.
+    128 KiB is where both are within some percent of their best; objects beyond 64 GiB take
+    larger chunks, up to 1 MiB, so that their index stays small.
+    """
+    chunk_bytes = 128 << 10
+    while chunk_bytes < 1 << 20 and nbytes > chunk_bytes << 19:
+        chunk_bytes *= 2
+    return chunk_bytes
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How objects are to be stored."""
+
+    codec: str = "zstd"
+    level: int | None = None
+    chunk_bytes: int | None = None
+    shuffle: bool | int | None = None
+
+    def __post_init__(self) -> None:
+        if self.codec not in _engine.CODECS:
+            names = ", ".join(map(repr, _engine.CODECS))
+            raise ValueError(f"codec must be one of {names}, not {self.codec!r}")
+        low, high = {"zstd": (-100, 22), "lz4": (-100, 12), "none": (0, 0)}[self.codec]
+        if not low <= self.resolved_level <= high:
+            raise ValueError(
+                f"level of {self.codec} must be {low} to {high}, not {self.level}"
+            )
+        size = self.chunk_bytes
+        if size is not None and (
+            size & (size - 1)
+            or not _engine.CHUNK_BYTES_MIN <= size <= _engine.CHUNK_BYTES_MAX
+        ):
+            raise ValueError(
+                "chunk_bytes must be a power of two from "
+                f"{_engine.CHUNK_BYTES_MIN} to {_engine.CHUNK_BYTES_MAX}, not {size}"
+            )
+
+    @property
+    def resolved_level(self) -> int:
+        """The level, or the codec's default."""
+        return _DEFAULT_LEVEL[self.codec] if self.level is None else self.level
+
+    def chunk_bytes_for(self, nbytes: int) -> int:
+        """Return the chunk size for an object."""
+        return self.chunk_bytes or default_chunk_bytes(nbytes)
+
+
+def _shuffle_widths(dtype: np.dtype[Any]) -> list[int]:
+    """Return the element widths by which a shuffle may pay, likeliest first."""
+    widths = []
+    if dtype.kind == "c":
+        widths.append(dtype.itemsize // 2)
+    if dtype.kind == "U":
+        widths.append(4)
+    widths.append(dtype.itemsize)
+    return [w for w in dict.fromkeys(widths) if 1 < w <= _engine.CHUNK_BYTES_MIN]
+
+
+class ObjectWriter:
+    """An object of a :class:`Writer`, written block by block."""
+
+    def __init__(
+        self, writer: Writer, info: ObjectInfo, how: Encoding, source: Source | None
+    ) -> None:
+        self._writer, self._info, self._how = writer, info, how
+        self._shuffle: int | None = None
+        self._handle: Any = None
+        self._end = 0
+        if how.shuffle is not None:
+            width = info.dtype.itemsize if how.shuffle is True else int(how.shuffle)
+            self._shuffle = width if width > 1 else 0
+        if source is not None and source.peek is not None:
+            self._choose_shuffle(source.peek)
+
+    @property
+    def name(self) -> str:
+        """Name in the store."""
+        return self._info.name
+
+    def write(self, block: npt.ArrayLike, at: int | None = None) -> None:
+        """Append a block.
+
+        Parameters
+        ----------
+        block : array_like
+            Converted to the object's dtype.  Its shape is the object's in all axes but the
+            slowest (the first for order C, the last for order F), or without it for one
+            item.
+        at : int, optional
+            Index of the block along the slowest axis; default: after the last block.
+
+        Raises
+        ------
+        ValueError
+            If the block has the wrong shape, lies outside the object, or before the end of
+            what was written.
+
+        Notes
+        -----
+        What is never written is zero, and costs nothing.
+        """
+        info = self._info
+        data = np.asarray(block, info.dtype)
+        if info.order == "F":
+            data = data.T
+        shape = info.shape if info.order == "C" else info.shape[::-1]
+        item_shape = shape[1:]
+        if data.shape != item_shape and data.shape[1:] != item_shape:
+            raise ValueError(
+                f"object {info.name!r}: a block of shape {np.shape(block)} does not fit "
+                f"an object of shape {info.shape}, order {info.order}"
+            )
+        item_bytes = math.prod(item_shape) * info.dtype.itemsize
+        offset = self._end if at is None else at * item_bytes
+        if offset < self._end or offset + data.nbytes > info.nbytes:
+            raise ValueError(
+                f"object {info.name!r}: a block at index {at} must lie at or after "
+                f"{self._end // item_bytes if item_bytes else 0} and end by "
+                f"{shape[0] if shape else 1}: blocks are written in ascending order"
+            )
+        if data.nbytes:
+            self.write_bytes(offset, as_bytes(np.ascontiguousarray(data)))
+
+    def write_bytes(
+        self, offset: int, block: Bytes, tick: _engine.Tick | None = None
+    ) -> None:
+        """Append raw bytes at byte `offset` of the object."""
+        handle = self._begin(block)
+        self._writer._handle.write(handle, offset, block, tick)
+        self._end = offset + block.nbytes
+
+    def _begin(self, block: Bytes | None) -> Any:
+        if self._handle is None:
+            if self._shuffle is None and block is not None:
+                self._choose_shuffle(lambda at, n: block[at : at + n], block.nbytes)
+            self._handle = self._writer._handle.begin(self._encoding(self._shuffle or 0))
+        return self._handle
+
+    def _encoding(self, shuffle: int) -> Any:
+        info = self._info
+        return _engine.encoding(
+            info.nbytes, info.chunk_bytes, shuffle, info.codec, info.level
+        )
+
+    def _choose_shuffle(self, peek: Any, nbytes: int | None = None) -> None:
+        """Encode chunks from all over the data each way, and take the best."""
+        info = self._info
+        widths = _shuffle_widths(info.dtype)
+        nbytes = info.nbytes if nbytes is None else nbytes
+        if self._shuffle is not None or info.codec == "none" or not widths:
+            return
+        if nbytes < _TRIAL_BYTES_MIN:
+            self._shuffle = widths[0]
+            return
+        count = min(_TRIAL_CHUNKS, -(-nbytes // info.chunk_bytes))
+        last = max(0, nbytes - info.chunk_bytes)
+        starts = [
+            last * i // max(1, count - 1) // info.chunk_bytes * info.chunk_bytes
+            for i in range(count)
+        ]
+        chunks = [np.ascontiguousarray(peek(at, info.chunk_bytes)) for at in starts]
+        sizes = {
+            width: sum(_engine.encoded_bytes(self._encoding(width), c) for c in chunks)
+            for width in [0, *widths]
+        }
+        best = min(widths, key=sizes.__getitem__)
+        self._shuffle = best if sizes[best] < sizes[0] * _SHUFFLE_GAIN else 0
+
+    def _finish(self) -> ObjectInfo:
+        if self._info.nbytes == 0:
+            return self._info
+        handle, self._handle = self._begin(None), None
+        written = self._writer._handle.end(handle)
+        index = (written.index_offset, written.index_bytes, written.index_crc)
+        return replace(
+            self._info,
+            shuffle=self._shuffle or 0,
+            index=index if written.index_offset else None,
+            stored_bytes=int(written.stored_bytes),
+        )
+
+    def _discard(self) -> None:
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            with suppress(Exception):
+                self._writer._handle.end(handle)
+
+
+class Writer:
+    """A new store file, written block by block.
+
+    The file appears under its name, complete and durable, when the writer is closed without
+    an exception; until then, and after a crash, what was there before stays as it was.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; replaced if it exists.
+    codec : {"zstd", "lz4", "none"}, optional
+        For objects that don't say otherwise.
+    level : int, optional
+        Level of the codec: zstd -100 to 22 (default 3), lz4 1 (default) or 2 to 12 for the
+        slow, dense compressor, below 0 for more speed.
+    chunk_bytes : int, optional
+        Power of two from 4096 to 16777216; default by the object's size.
+    shuffle : bool or int, optional
+        Byte shuffle by element (or by that many bytes); default: by trial.
+    attrs : mapping, optional
+        JSON attributes of the store.
+
+    Examples
+    --------
+    >>> import numpy as np, lazymem as lm
+    >>> with lm.Writer("blocks.lzm") as w:
+    ...     x = w.create("x", shape=(1_000_000, 1000), dtype="f4")
+    ...     x.write(np.ones((10, 1000)), at=500_000)
+    >>> with lm.open("blocks.lzm") as store:
+    ...     print(store["x"][499_999:500_001, 0])
+    [0. 1.]
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        codec: str = "zstd",
+        level: int | None = None,
+        chunk_bytes: int | None = None,
+        shuffle: bool | int | None = None,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._encoding = Encoding(codec, level, chunk_bytes, shuffle)
+        self._attrs = manifest.check_attrs(attrs, "the store")
+        self._path = os.path.realpath(os.fspath(path))
+        if os.path.isdir(self._path):
+            raise IsADirectoryError(f"{self._path} is a folder")
+        self._temporary = f"{self._path}.{secrets.token_hex(6)}.tmp"
+        try:
+            self._handle = _engine.WriterHandle(self._temporary)
+        except OSError as exc:
+            exc.filename = self._path
+            raise
+        self._objects: dict[str, ObjectWriter] = {}
+        self._done: dict[str, ObjectInfo] = {}
+        self._closed = False
+        self.file_bytes = 0
+
+    def create(
+        self,
+        name: str,
+        shape: int | tuple[int, ...],
+        dtype: npt.DTypeLike,
+        *,
+        order: str = "C",
+        attrs: Mapping[str, Any] | None = None,
+        **encoding: Any,
+    ) -> ObjectWriter:
+        """Begin an object.
+
+        Parameters
+        ----------
+        name : str
+            Its key in the store.
+        shape : int or tuple of int
+            Its shape.
+        dtype : dtype_like
+            Its type; no Python objects.
+        order : {"C", "F"}, optional
+            Layout.
+        attrs : mapping, optional
+            JSON attributes.
+        **encoding
+            ``codec``, ``level``, ``chunk_bytes``, ``shuffle``, as for the writer.
+        """
+        extents = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        source = Source(extents, np.dtype(dtype), order, lambda: iter(()))
+        sources.check_dtype(source.dtype, name)
+        return self._create(name, source, attrs, **encoding)
+
+    def _create(
+        self, name: str, source: Source, attrs: Mapping[str, Any] | None, **encoding: Any
+    ) -> ObjectWriter:
+        self._check_open()
+        if not name or name in self._objects or name in self._done:
+            raise ValueError(f"object {name!r}: names must be unique and not empty")
+        if source.order not in ("C", "F"):
+            raise ValueError(f"order must be 'C' or 'F', not {source.order!r}")
+        if any(n < 0 for n in source.shape) or source.nbytes >= 2**63:
+            raise ValueError(f"object {name!r}: shape {source.shape} can't be stored")
+        how = self._encoding
+        if encoding.get("codec", how.codec) != how.codec:
+            how = replace(how, level=None)
+        how = replace(how, **encoding)
+        info = ObjectInfo(
+            name=name,
+            shape=source.shape,
+            dtype=source.dtype,
+            order=source.order,
+            chunk_bytes=how.chunk_bytes_for(source.nbytes),
+            codec=how.codec,
+            level=how.resolved_level,
+            shuffle=0,
+            index=None,
+            stored_bytes=0,
+            attrs=manifest.check_attrs(attrs, f"object {name!r}"),
+        )
+        name.encode("utf-8")  # lone surrogates have no place in a file
+        obj = ObjectWriter(self, info, how, source)
+        self._objects[name] = obj
+        return obj
+
+    def _add(self, name: str, source: Source, m: Meter) -> None:
+        """Write a whole object."""
+        obj = self._create(name, source, None)
+        offset = 0
+        for block in source.blocks() if source.nbytes else ():
+            obj.write_bytes(offset, block, m.part(block.nbytes))
+            offset += block.nbytes
+        self._finish(name)
+
+    def _finish(self, name: str) -> None:
+        self._done[name] = self._objects.pop(name)._finish()
+
+    def close(self) -> None:
+        """Complete the file and put it in its place.  Closing twice is allowed."""
+        if self._closed:
+            return
+        try:
+            order = [*self._done, *self._objects]
+            for name in list(self._objects):
+                self._finish(name)
+            objects = {name: self._done[name] for name in order}
+            self.file_bytes = self._handle.commit(manifest.encode(objects, self._attrs))
+            self._handle.close()
+            with suppress(FileNotFoundError):
+                os.chmod(self._temporary, os.stat(self._path).st_mode & 0o7777)
+            os.replace(self._temporary, self._path)
+            _engine.sync_folder(self._path)
+        except BaseException:
+            self.discard()
+            raise
+        self._closed = True
+
+    def discard(self) -> None:
+        """Give the file up; what was under its name stays."""
+        if self._closed:
+            return
+        self._closed = True
+        for obj in self._objects.values():
+            obj._discard()
+        self._handle.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._temporary)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self._path}: the writer is closed")
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+def save(
+    path: str | os.PathLike[str],
+    arrays: Any = None,
+    /,
+    *,
+    codec: str = "zstd",
+    level: int | None = None,
+    chunk_bytes: int | None = None,
+    shuffle: bool | int | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    progress: Progress = None,
+    **named: npt.ArrayLike,
+) -> int:
+    """Save arrays to a store file.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; replaced if it exists, all at once when the new one is complete.
+    arrays : mapping, array_like, or path(s), optional
+        A mapping from names to arrays; or one array, which is named ``arr_0``; or the path
+        of a ``.npy`` file, named by its stem, or of a ``.npz`` file, or a list of paths.
+        Values of a mapping may be paths of ``.npy`` files as well.
+    codec : {"zstd", "lz4", "none"}, optional
+        zstd is smaller, lz4 quicker to read and write.
+    level : int, optional
+        Level of the codec: zstd -100 to 22 (default 3), lz4 1 (default) or 2 to 12 for the
+        slow, dense compressor, below 0 for more speed.
+    chunk_bytes : int, optional
+        Power of two from 4096 to 16777216: what is compressed and filled as one.
+        Default by the array's size.
+    shuffle : bool or int, optional
+        Byte shuffle by element (or by that many bytes); default: by trial on the data.
+    attrs : mapping, optional
+        JSON attributes of the store.
+    progress : bool or callable, optional
+        True for a bar, or a function of (bytes done, bytes in all).
+    **named : array_like
+        More arrays by name.
+
+    Returns
+    -------
+    int
+        Length of the file in bytes.
+
+    Raises
+    ------
+    TypeError
+        If an array's dtype holds Python objects.
+    OSError
+        If the file can't be written; what was there before stays.
+
+    Notes
+    -----
+    Uses all cores, and memory for a few blocks, however large the arrays: memory maps and
+    files are read piece by piece.  A save that is interrupted leaves the old file, or none.
+
+    Examples
+    --------
+    >>> import numpy as np, lazymem as lm
+    >>> nbytes = lm.save("two.lzm", {"a": np.arange(10)}, b=np.zeros((3, 4)))
+    >>> sorted(lm.open("two.lzm"))
+    ['a', 'b']
+    """
+    for name in named:
+        if isinstance(arrays, Mapping) and name in arrays:
+            raise ValueError(f"two objects are named {name!r}")
+    with ExitStack() as stack:
+        found = sources.collect(arrays, named, stack)
+        total = sum(source.nbytes for source in found.values())
+        m = stack.enter_context(meter(progress, total, f"save {os.path.basename(os.fspath(path))}"))
+        writer = stack.enter_context(
+            Writer(
+                path,
+                codec=codec,
+                level=level,
+                chunk_bytes=chunk_bytes,
+                shuffle=shuffle,
+                attrs=attrs,
+            )
+        )
+        for name, source in found.items():
+            writer._add(name, source, m)
+    return writer.file_bytes
