@@ -128,21 +128,30 @@ void lm__failure_bequeath(int32_t tid, int32_t heir)
     pthread_mutex_unlock(&g_lock);
 }
 
+int lm__failure_next_queued(struct lm_error *out)
+{
+    pthread_mutex_lock(&g_lock);
+    struct slot *s = find_state_locked(QUEUED);
+    if (s) {
+        s->state = ANNOUNCING;
+        *out = s->error;
+    }
+    pthread_mutex_unlock(&g_lock);
+    return s != NULL;
+}
+
+void lm__failure_announced(int32_t tid) { set_state(tid, ANNOUNCED); }
+
 static void *reporter(void *unused)
 {
     (void)unused;
     for (;;) {
-        struct slot *s;
         pthread_mutex_lock(&g_lock);
-        while (!(s = find_state_locked(QUEUED)))
+        while (!find_state_locked(QUEUED))
             pthread_cond_wait(&g_changed, &g_lock);
-        s->state = ANNOUNCING;
-        struct lm_error error = s->error;
         const struct lm__runtime *runtime = g_runtime;
         pthread_mutex_unlock(&g_lock);
-
-        runtime->later(error.tid, &error);
-        set_state(error.tid, ANNOUNCED);
+        runtime->later();
     }
     return NULL;
 }

@@ -7,22 +7,29 @@
  *                        '-- no such region: the array is gone, the pointer is not
  *
  * A fill that fails must let the faulting instruction end, and must not let anybody take what
- * it reads for data.  So: the error is left for the thread (failure.c), the chunk is filled
+ * it reads for data.  So: the error is left for the thread (failure.c), the page is filled
  * with 0xFF (NaN for every IEEE float) for as long as the instruction needs, and is then
- * dropped again.  All the while it is FILLING: a later touch tries anew, so damage that was
- * transient heals.  Another thread may read the 0xFF in that short while without a fault;
- * whoever reads through LazyArray learns of it there, by lm_region_failures().
+ * dropped again.  All the while the chunk is FILLING: a later touch tries anew, so damage that
+ * was transient heals.
+ *
+ * Another thread may read that page in that short while without a fault.  Whoever reads
+ * through LazyArray learns of it by lm_region_failures(); whoever reads on, through any
+ * pointer, meets a page that is still absent, and its error.  Only a thread that has met a
+ * lot of damage, in one operation, is given whole chunks at once, to get to the end of it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
 #include <sys/mman.h>
 #include <time.h>
 
 #include "internal.h"
 
-#define ANNOUNCE_MS 50          /* the toucher may itself hold the runtime's lock */
-#define LINGER_NS 200000L       /* a woken thread runs within tens of microseconds ... */
-#define LINGER_DOUBLINGS_MAX 6  /* ... unless the machine is overloaded: up to 13 ms */
+#define ANNOUNCE_MS 50          /* the toucher may itself hold the runtime's lock ... */
+#define ANNOUNCE_TRIES 20       /* ... now, but seldom at its next faults */
+#define PAGEWISE_MAX 256        /* failures of a thread, until speed matters more: see above */
+#define LINGER_NS 100000L       /* a woken thread runs within tens of microseconds ... */
+#define LINGER_DOUBLINGS_MAX 7  /* ... unless the machine is overloaded: up to 13 ms */
 #define NO_MEMORY_RETRIES 5
 
 /* ---- threads that wait for a chunk which another thread's fault is filling ------------------------ */
@@ -153,47 +160,63 @@ static int fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
 
 /* ---- failed fills -------------------------------------------------------------------------------------- */
 
-/* Leave `cause` for the toucher and everybody who waits for the chunk. */
+/* Leave `cause` for thread `tid` and everybody who waits for the chunk.  Returns how many
+ * failures the one who has met the fewest has met. */
 static unsigned report_to_all(lm_region *r, uint64_t chunk_idx, int32_t tid,
                               const struct lm_error *cause)
 {
-    unsigned repeats = 0;
+    unsigned fewest = UINT_MAX;
     for (; tid != 0; tid = waiter_take(r, chunk_idx, 0)) {
-        unsigned n = lm__failure_report(tid, cause);
-        if (n == 1)
+        unsigned repeats = lm__failure_report(tid, cause);
+        if (repeats <= ANNOUNCE_TRIES)
             lm__failure_wait_announced(tid, ANNOUNCE_MS);
-        if (n > repeats)
-            repeats = n;
+        if (repeats < fewest)
+            fewest = repeats;
     }
-    return repeats;
+    return fewest;
 }
 
-static void serve_ones(const lm_region *r, uint64_t chunk_idx)
+static void serve_ones(uintptr_t addr, size_t span)
 {
     static const uint8_t ones[65536] = {[0 ... 65535] = 0xFF};
-    uintptr_t addr = chunk_addr(r, chunk_idx);
-    size_t span = lm__region_chunk_span(r, chunk_idx);
     for (size_t done = 0; done < span; done += sizeof ones) {
         size_t bytes = span - done < sizeof ones ? span - done : sizeof ones;
         lm__uffd_copy(lm__pager_uffd(), addr + done, ones, bytes, LM_NO_WAKE);
     }
 }
 
-static void fail_fill(lm_region *r, uint64_t chunk_idx, int32_t tid,
+/* Give the woken thread time to end its instruction.  A page that fails again and again says
+ * that it was not enough. */
+static void linger(uintptr_t addr)
+{
+    static _Atomic uintptr_t last_addr;
+    static _Atomic unsigned times;
+    if (lm_load_relaxed(&last_addr) != addr)
+        lm_store_relaxed(&times, 0);
+    lm_store_relaxed(&last_addr, addr);
+    unsigned doublings = lm_add_relaxed(&times, 1);
+    if (doublings > LINGER_DOUBLINGS_MAX)
+        doublings = LINGER_DOUBLINGS_MAX;
+    struct timespec pause = {.tv_nsec = LINGER_NS << doublings};
+    nanosleep(&pause, NULL);
+}
+
+static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
                       const struct lm_error *cause)
 {
     lm__region_keep_error(r, cause);
-    unsigned repeats = report_to_all(r, chunk_idx, tid ? tid : -1, cause);
-    serve_ones(r, chunk_idx);
+    unsigned repeats = report_to_all(r, chunk_idx, fault->tid ? fault->tid : -1, cause);
+    if (repeats <= PAGEWISE_MAX)
+        serve_ones(lm__round_down(fault->addr, lm__page_bytes()), lm__page_bytes());
+    else
+        serve_ones(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
     report_to_all(r, chunk_idx, waiter_take(r, chunk_idx, 0), cause);
     lm__uffd_wake(lm__pager_uffd(), chunk_addr(r, chunk_idx),
                   lm__region_chunk_span(r, chunk_idx));
 
-    /* A thread that faults again on the same chunk was not fast enough: give it longer. */
-    unsigned doublings = repeats > LINGER_DOUBLINGS_MAX ? LINGER_DOUBLINGS_MAX : repeats - 1;
-    struct timespec linger = {.tv_nsec = LINGER_NS << doublings};
-    nanosleep(&linger, NULL);
+    linger(fault->addr);
     drop_pages(r, chunk_idx);
+    lm_add_seq_cst(&r->failures_over, 1);
     abandon(r, chunk_idx);
 }
 
@@ -216,7 +239,7 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx, const struct lm__fau
     cause.tag = r->object->spec.tag;
     cause.chunk_idx = chunk_idx;
     if (lm_load_seq_cst(&r->released) || fill(r, chunk_idx, scratch, &cause) != 0)
-        fail_fill(r, chunk_idx, fault->tid, &cause);
+        fail_fill(r, chunk_idx, fault, &cause);
 }
 
 static void serve_region(lm_region *r, const struct lm__fault *fault,

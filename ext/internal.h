@@ -246,12 +246,15 @@ void lm__uffd_stats(struct lm_pager_stats *out);
 /* ---- failure.c ----------------------------------------------------------------------------------- */
 
 /* How a language runtime learns that an error waits for thread `tid`.  `at_once` is called by
- * handlers, must not block, and returns 1 if that was all; else the reporter calls `later`,
- * which may block, with no lock held. */
+ * handlers, must not block, and returns 1 if that was all; else the error is queued and the
+ * reporter calls `later`, which may block and is to announce all that is queued: threads
+ * that compete for the runtime's lock must not come between one error and the next. */
 struct lm__runtime {
     int (*at_once)(int32_t tid);
-    void (*later)(int32_t tid, const struct lm_error *error);
+    void (*later)(void);
 };
+int lm__failure_next_queued(struct lm_error *out); /* 1 if there was one */
+void lm__failure_announced(int32_t tid);
 void lm__failure_set_runtime(const struct lm__runtime *runtime);
 int lm__failure_start(void); /* starts the reporter */
 /* Keep `cause` for thread `tid`, unless an error waits for it already.  Returns how many
@@ -275,7 +278,8 @@ struct lm_region {
     size_t slot_idx;
     struct lm__chunks chunks;
     _Atomic int released;
-    _Atomic uint64_t faults, fills, zero_fills, failures, stored_bytes_read;
+    _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
+    _Atomic uint64_t failures, failures_over; /* begun, and with 0xFF bytes gone again */
     struct lm_error last_error; /* under map_lock; code 0: none */
 };
 

@@ -59,19 +59,28 @@ static unsigned long python_thread(int32_t tid)
     return ident;
 }
 
-static void announce_later(int32_t tid, const struct lm_error *error)
+/* With the GIL. */
+static void announce(const struct lm_error *error)
 {
-    if (!Py_IsInitialized())
-        return;
-    PyGILState_STATE gil = PyGILState_Ensure();
-    unsigned long ident = tid == (int32_t)getpid() ? 0 : python_thread(tid);
+    int32_t main_tid = (int32_t)getpid();
+    unsigned long ident = error->tid == main_tid ? 0 : python_thread(error->tid);
     PyObject *cls = ident ? exception_class(error) : NULL;
     if (!cls || PyThreadState_SetAsyncExc(ident, cls) != 1) {
         PyErr_Clear();
-        lm__failure_bequeath(tid, (int32_t)getpid());
+        lm__failure_bequeath(error->tid, main_tid);
         Py_AddPendingCall(raise_in_main, NULL);
     }
     Py_XDECREF(cls);
+}
+
+static void announce_later(void)
+{
+    struct lm_error error;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    while (lm__failure_next_queued(&error)) {
+        announce(&error);
+        lm__failure_announced(error.tid);
+    }
     PyGILState_Release(gil);
 }
 

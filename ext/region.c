@@ -383,6 +383,11 @@ void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
 
 uint64_t lm_region_failures(const lm_region *r) { return lm_load_seq_cst(&r->failures); }
 
+uint64_t lm_region_failures_over(const lm_region *r)
+{
+    return lm_load_seq_cst(&r->failures_over);
+}
+
 void lm__region_keep_error(lm_region *r, const struct lm_error *cause)
 {
     pthread_mutex_lock(&g_map_lock);

@@ -337,7 +337,11 @@ class RegionHandle:
 
     def failures(self) -> int:
         """Return how many fills have failed so far."""
-        return int(lib.lm_region_failures(self.pointer))
+        return lib.lm_region_failures(self.pointer)  # type: ignore[no-any-return]
+
+    def failures_over(self) -> int:
+        """Return how many of them have left no trace in memory any more."""
+        return lib.lm_region_failures_over(self.pointer)  # type: ignore[no-any-return]
 
     def last_error(self) -> Exception | None:
         """Return the last failed fill's exception."""

@@ -36,6 +36,9 @@ class Binding:
     def failures(self) -> int:
         return self.region.failures() if self.region else 0
 
+    def failures_over(self) -> int:
+        return self.region.failures_over() if self.region else 0
+
 
 class LazyArray(np.ndarray[Any, Any]):
     """An array of a store: plain memory, filled chunk by chunk when first touched.
@@ -188,7 +191,7 @@ class LazyArray(np.ndarray[Any, Any]):
         binding = self._binding
         if binding is None:
             return operation()
-        before = binding.failures()
+        before = binding.failures_over()
         result = operation()
         if binding.failures() != before:
             self._raise_failure(binding)
@@ -207,7 +210,7 @@ class LazyArray(np.ndarray[Any, Any]):
         binding = self._binding
         if binding is None:
             return super().__getitem__(index)
-        before = binding.failures()
+        before = binding.failures_over()
         result = super().__getitem__(index)
         if binding.failures() != before:
             self._raise_failure(binding)

@@ -156,9 +156,10 @@ class Store(Mapping[str, LazyArray]):
 
     def _verify_object(self, info: ObjectInfo, tick: _engine.Tick) -> list[Exception]:
         try:
-            job = self._object(info).verify()
+            obj = self._object(info)  # errors name it as long as it lives
         except LazyMemError as exc:
             return [exc]
+        job = obj.verify()
         try:
             job.wait_quietly(tick)
             return job.errors()
