@@ -2,8 +2,8 @@
  * fault.c - from a page fault to a page: claim, decode, install, publish.
  *
  *   fault at addr --> region, chunk --> claim --> decode --> UFFDIO_COPY --> publish
- *                        |                |          '-- failed: see below
- *                        |                '-- being filled already: the copy will wake it
+ *                        |                |          '-- failed: see below      '-- wake
+ *                        |                '-- being filled already: its end will wake us
  *                        '-- no such region: the array is gone, the pointer is not
  *
  * A fill that fails must let the faulting instruction end, and must not let anybody take what
@@ -90,14 +90,20 @@ static void drop_pages(const lm_region *r, uint64_t chunk_idx)
             MADV_DONTNEED);
 }
 
-/* Give a FILLING chunk up and let those who wait for it fault again. */
-static void abandon(lm_region *r, uint64_t chunk_idx)
+/* Wake all who wait for a chunk that is no longer FILLING. */
+static void wake(const lm_region *r, uint64_t chunk_idx)
 {
-    lm__chunks_abandon(&r->chunks, chunk_idx);
     while (waiter_take(r, chunk_idx, 0) != 0)
         ;
     lm__uffd_wake(lm__pager_uffd(), chunk_addr(r, chunk_idx),
                   lm__region_chunk_span(r, chunk_idx));
+}
+
+/* Give a FILLING chunk up and let those who wait for it fault again. */
+static void abandon(lm_region *r, uint64_t chunk_idx)
+{
+    lm__chunks_abandon(&r->chunks, chunk_idx);
+    wake(r, chunk_idx);
 }
 
 /* Decoded bytes (NULL: zeros) into the region's memory. */
@@ -114,7 +120,7 @@ static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes, struct lm_e
         struct timespec pause = {.tv_nsec = retries * 2000000L};
         if (retries > 0)
             nanosleep(&pause, NULL);
-        answer = bytes ? lm__uffd_copy(uffd, addr, bytes, span, 0)
+        answer = bytes ? lm__uffd_copy(uffd, addr, bytes, span)
                        : lm__uffd_zero(uffd, addr, span);
     }
     switch (answer) {
@@ -137,24 +143,22 @@ static int fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
     uint64_t stored_bytes = 0;
     uint8_t *bytes = NULL;
     int rc = lm__object_decode(r->object, chunk_idx, scratch, &bytes, &stored_bytes, err);
-    if (rc >= 0) {
-        lm_add_relaxed(&r->zero_fills, (uint64_t)(rc == LM_ZERO_CHUNK));
+    if (rc >= 0)
         rc = install(r, chunk_idx, bytes, err);
-    }
     if (rc < 0) {
         err->tag = r->object->spec.tag;
         err->chunk_idx = chunk_idx;
         return rc;
     }
     lm_add_relaxed(&r->fills, 1);
+    lm_add_relaxed(&r->zero_fills, (uint64_t)!bytes);
     lm_add_relaxed(&r->stored_bytes_read, stored_bytes);
     if (!lm__chunks_publish(&r->chunks, chunk_idx)) { /* released meanwhile */
         drop_pages(r, chunk_idx);
         abandon(r, chunk_idx);
         return 0;
     }
-    while (waiter_take(r, chunk_idx, 0) != 0)
-        ;
+    wake(r, chunk_idx);
     return 0;
 }
 
@@ -181,7 +185,7 @@ static void serve_ones(uintptr_t addr, size_t span)
     static const uint8_t ones[65536] = {[0 ... 65535] = 0xFF};
     for (size_t done = 0; done < span; done += sizeof ones) {
         size_t bytes = span - done < sizeof ones ? span - done : sizeof ones;
-        lm__uffd_copy(lm__pager_uffd(), addr + done, ones, bytes, LM_NO_WAKE);
+        lm__uffd_copy(lm__pager_uffd(), addr + done, ones, bytes);
     }
 }
 

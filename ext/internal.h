@@ -235,10 +235,9 @@ int lm__uffd_open(struct lm_uffd_info *info); /* the fd, or LM_E_NO_UFFD */
 int lm__uffd_register(int uffd, uintptr_t addr, size_t bytes);
 /* Block for the next page fault.  0, or -errno when the descriptor is of no more use. */
 int lm__uffd_read(int uffd, struct lm__fault *out);
-/* Install pages; waiting threads are woken unless LM_NO_WAKE.  Pages already there stay. */
-enum { LM_NO_WAKE = 1 };
-enum lm__install lm__uffd_copy(int uffd, uintptr_t addr, const void *src, size_t bytes,
-                               int flags);
+/* Install pages.  Pages already there stay.  Nobody is woken: that is for when the books are
+ * in order. */
+enum lm__install lm__uffd_copy(int uffd, uintptr_t addr, const void *src, size_t bytes);
 enum lm__install lm__uffd_zero(int uffd, uintptr_t addr, size_t bytes);
 void lm__uffd_wake(int uffd, uintptr_t addr, size_t bytes);
 void lm__uffd_stats(struct lm_pager_stats *out);
@@ -285,7 +284,6 @@ struct lm_region {
 
 /* The region that owns `addr`, with a reference, or NULL. */
 lm_region *lm__region_find(uintptr_t addr);
-void lm__region_retain(lm_region *region);
 void lm__region_drop(lm_region *region);
 /* A touch of an arena page that no region owns: let the thread go on with 0xFF bytes.
  * 0 if `addr` lies in no arena either. */

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -44,6 +45,8 @@ int lm__injected(int point)
     int64_t left = lm_load_relaxed(&g_inject[point].count);
     if (left >= 0 && lm_sub_relaxed(&g_inject[point].count, 1) <= 0)
         return 0;
+    if (error == LM_INJECT_KILL)
+        kill(getpid(), SIGKILL);
     return error;
 }
 

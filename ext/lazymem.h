@@ -159,7 +159,9 @@ int lm_region_open(lm_object *object, lm_region **out, struct lm_error *err);
 void *lm_region_addr(const lm_region *region);
 /* Free the memory now; views stay mapped and a touch of them is LM_E_CLOSED. */
 void lm_region_release(lm_region *region);
-/* The last view is gone: give the address range back. */
+/* A region has one reference when opened.  The last one dropped gives the address range
+ * back, so whoever can reach the memory holds one. */
+void lm_region_retain(lm_region *region);
 void lm_region_close(lm_region *region);
 /* Fill the chunks that overlap [offset, offset + nbytes), on all cores. */
 int lm_region_prefetch(lm_region *region, uint64_t offset, uint64_t nbytes, lm_job **out);
@@ -262,6 +264,7 @@ enum lm_inject_point {
     LM_INJECT_SYNC = 2,
     LM_INJECT_UFFD_COPY = 3,
     LM_INJECT_POINTS = 4,
+    LM_INJECT_KILL = -1, /* as an error: the process is killed */
 };
 
 /* Let calls at `point` fail with `error` (an errno): skip `skip` calls, then fail `count`

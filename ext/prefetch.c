@@ -35,7 +35,7 @@ int lm_region_prefetch(lm_region *r, uint64_t offset, uint64_t nbytes, lm_job **
     if (!p)
         return -ENOMEM;
     *p = (struct prefetch){.region = r, .first_chunk = offset >> shift};
-    lm__region_retain(r);
+    lm_region_retain(r);
     struct lm__job_spec spec = {
         .step = prefetch_step,
         .free_context = prefetch_free,

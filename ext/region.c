@@ -247,7 +247,8 @@ int lm__region_serve_dangling(uintptr_t addr)
     pthread_mutex_lock(&g_map_lock);
     lm_region *r = find_locked(addr, &arena);
     if (arena && !r) {
-        lm__uffd_copy(lm__pager_uffd(), page, ones, lm__page_bytes(), 0);
+        lm__uffd_copy(lm__pager_uffd(), page, ones, lm__page_bytes());
+        lm__uffd_wake(lm__pager_uffd(), page, lm__page_bytes());
         arena->served_dangling = 1;
     }
     pthread_mutex_unlock(&g_map_lock);
@@ -319,7 +320,7 @@ free_region:
     return lm__fail(err, cause);
 }
 
-void lm__region_retain(lm_region *r) { lm_add_relaxed(&r->refs, 1); }
+void lm_region_retain(lm_region *r) { lm_add_relaxed(&r->refs, 1); }
 
 void lm__region_drop(lm_region *r)
 {

@@ -4,7 +4,7 @@
  *   answer to COPY, ZEROPAGE          verdict
  *   0                                 INSTALLED.  Proves nothing about whose memory it is: the
  *                                     caller holds a region, so the range can't be reused
- *   EEXIST                            somebody was faster, page by page: wake it, go on after
+ *   EEXIST                            somebody was faster, page by page: go on after it
  *   EAGAIN, some bytes done           a later page is present: go on after what was done
  *   EAGAIN, nothing done              the address space is changing: try again, bounded
  *   ENOENT                            VANISHED: unmapped, unregistered, or our own overrun
@@ -203,7 +203,7 @@ struct range_left {
 };
 
 /* One ioctl.  Returns 0 or an errno; *done is the bytes installed in either case. */
-static int install_once(int uffd, const struct range_left *left, uint64_t mode, size_t *done)
+static int install_once(int uffd, const struct range_left *left, size_t *done)
 {
     int rc, error = lm__injected(LM_INJECT_UFFD_COPY);
     int64_t bytes;
@@ -211,12 +211,13 @@ static int install_once(int uffd, const struct range_left *left, uint64_t mode, 
     if (error)
         return error;
     if (left->src) {
-        struct uffdio_copy arg = {left->addr, (uintptr_t)left->src, left->bytes, mode, 0};
+        struct uffdio_copy arg = {left->addr, (uintptr_t)left->src, left->bytes,
+                                  UFFDIO_MODE_DONTWAKE, 0};
         lm_add_relaxed(&g_stats.copies, 1);
         rc = ioctl(uffd, UFFDIO_COPY, &arg);
         bytes = arg.copy;
     } else {
-        struct uffdio_zeropage arg = {{left->addr, left->bytes}, mode, 0};
+        struct uffdio_zeropage arg = {{left->addr, left->bytes}, UFFDIO_MODE_DONTWAKE, 0};
         lm_add_relaxed(&g_stats.zeropages, 1);
         rc = ioctl(uffd, UFFDIO_ZEROPAGE, &arg);
         bytes = arg.zeropage;
@@ -234,11 +235,11 @@ static void advance(struct range_left *left, size_t bytes)
         left->src += bytes;
 }
 
-static enum lm__install install(int uffd, struct range_left left, uint64_t mode)
+static enum lm__install install(int uffd, struct range_left left)
 {
     for (int retries = 0; left.bytes > 0;) {
         size_t done;
-        int error = install_once(uffd, &left, mode, &done);
+        int error = install_once(uffd, &left, &done);
         lm_assert(done <= left.bytes);
         advance(&left, done);
         switch (error) {
@@ -246,8 +247,6 @@ static enum lm__install install(int uffd, struct range_left left, uint64_t mode)
             break;
         case EEXIST:
             lm_add_relaxed(&g_stats.eexist, 1);
-            if (!(mode & UFFDIO_MODE_DONTWAKE))
-                lm__uffd_wake(uffd, left.addr, lm__page_bytes());
             advance(&left, lm__page_bytes());
             break;
         case EAGAIN:
@@ -278,17 +277,14 @@ static enum lm__install install(int uffd, struct range_left left, uint64_t mode)
     return LM_INSTALLED;
 }
 
-enum lm__install lm__uffd_copy(int uffd, uintptr_t addr, const void *src, size_t bytes,
-                               int flags)
+enum lm__install lm__uffd_copy(int uffd, uintptr_t addr, const void *src, size_t bytes)
 {
-    struct range_left all = {addr, src, bytes};
-    return install(uffd, all, flags & LM_NO_WAKE ? UFFDIO_MODE_DONTWAKE : 0);
+    return install(uffd, (struct range_left){addr, src, bytes});
 }
 
 enum lm__install lm__uffd_zero(int uffd, uintptr_t addr, size_t bytes)
 {
-    struct range_left all = {addr, NULL, bytes};
-    return install(uffd, all, 0);
+    return install(uffd, (struct range_left){addr, NULL, bytes});
 }
 
 void lm__uffd_stats(struct lm_pager_stats *out)

@@ -317,23 +317,25 @@ class ObjectHandle:
 
 
 class RegionHandle:
-    """An object as memory.  The range lives as long as the handle or a view of it."""
+    """An object as memory, which lives as long as the handle or a view of it."""
 
     def __init__(self, obj: ObjectHandle) -> None:
         out, error = ffi.new("lm_region **"), _new_error()
         code = lib.lm_region_open(obj.pointer, out, error)
         _check(code, error, obj.path, obj.name)
         self.object = obj
-        self.pointer = region = out[0]
-        address = lib.lm_region_addr(region)
-        self.address = int(ffi.cast("uintptr_t", address))
-        self._owner = ffi.gc(
-            ffi.cast("char *", address), lambda _, close=lib.lm_region_close: close(region)
-        )
+        self.pointer = ffi.gc(out[0], lib.lm_region_close)
+        self.address = int(ffi.cast("uintptr_t", lib.lm_region_addr(self.pointer)))
 
     def memory(self) -> memoryview:
-        """Return the object's bytes; the view keeps the region open."""
-        return memoryview(ffi.buffer(self._owner, self.object.nbytes))
+        """Return the object's bytes; whatever looks at them keeps the handle alive."""
+        lib.lm_region_retain(self.pointer)
+
+        def close(_: Any) -> None:
+            lib.lm_region_close(self.pointer)
+
+        owner = ffi.gc(ffi.cast("char *", self.address), close)
+        return memoryview(ffi.buffer(owner, self.object.nbytes))
 
     def failures(self) -> int:
         """Return how many fills have failed so far."""

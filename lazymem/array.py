@@ -56,7 +56,7 @@ class LazyArray(np.ndarray[Any, Any]):
 
     def __array_finalize__(self, obj: Any) -> None:
         # A copy has memory of its own (or its base, an ndarray, has): no store fills it.
-        is_view = isinstance(self.base, (LazyArray, memoryview))
+        is_view = isinstance(self.base, LazyArray)
         self._binding = getattr(obj, "_binding", None) if is_view else None
 
     # ---- what the store knows ---------------------------------------------------------
@@ -290,8 +290,10 @@ def bind(
     user_mode_only: bool = False,
 ) -> LazyArray:
     """Return the array of an object over its memory."""
+    # Through frombuffer(), which never lets anybody make read-only memory writable.
+    flat = np.frombuffer(memory, np.uint8)
     array = np.ndarray.__new__(
-        LazyArray, info.shape, info.dtype, buffer=memory, order=info.order
+        LazyArray, info.shape, info.dtype, buffer=flat.data, order=info.order
     )
     array._binding = Binding(info, region, user_mode_only)
     return array

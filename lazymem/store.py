@@ -48,6 +48,8 @@ class Store(Mapping[str, LazyArray]):
         self._lock = threading.Lock()
         self._open: weakref.WeakValueDictionary[str, LazyArray]
         self._open = weakref.WeakValueDictionary()
+        # A plain view of an array can outlive it.
+        self._regions: weakref.WeakSet[_engine.RegionHandle] = weakref.WeakSet()
         self._kept: dict[str, LazyArray] = {}
         self._closed = False
         torn = self._handle.commit.torn_bytes
@@ -124,11 +126,9 @@ class Store(Mapping[str, LazyArray]):
 
     def stats(self) -> StoreStats:
         """Return counters of the arrays that are open, and of the engine."""
-        arrays = {}
-        for name, array in list(self._open.items()):
-            binding = array._binding
-            if binding is not None and binding.region is not None:
-                arrays[name] = region_stats(binding.region.stats())
+        with self._lock:
+            regions = list(self._regions)
+        arrays = {region.object.name: region_stats(region.stats()) for region in regions}
         return StoreStats(arrays=arrays, engine=_engine.pager_stats())
 
     def verify(self, *, progress: Progress = None) -> list[Exception]:
@@ -178,12 +178,10 @@ class Store(Mapping[str, LazyArray]):
             if self._closed:
                 return
             self._closed = True
-            arrays = list(self._open.values())
+            regions = list(self._regions)
             self._kept.clear()
-        for array in arrays:
-            binding = array._binding
-            if binding is not None and binding.region is not None:
-                binding.region.release()
+        for region in regions:
+            region.release()
 
     def __enter__(self) -> Store:
         return self
@@ -238,6 +236,7 @@ class Store(Mapping[str, LazyArray]):
                 _warn_fallback(exc)
                 array = bind(info, _load_whole(obj), None)
             else:
+                self._regions.add(region)
                 user_mode_only = _warn_user_mode_only()
                 memory = region.memory()
                 if self._mode == "r":

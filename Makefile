@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Needs Python 3.10 to 3.13 with its headers and venv, a C compiler and make.  All else comes
+# from PyPI into folders named .venv-*, one for each interpreter.
+
+PYTHON ?= python3
+# The oldest and the newest interpreter found, which are the ones the tests run on.
+PYTHONS ?= $(shell sh tools/find_pythons.sh)
+VENV = .venv-$(notdir $(PYTHON))
+BIN = $(VENV)/bin
+SOURCES = $(wildcard ext/*.c ext/*.h ext/*.py lazymem/_version.py) setup.py setup.cfg
+
+.PHONY: help demo test test-one check lint format asan tsan bench bench-smoke clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+# An editable install with the extras of the target's own name.
+$(VENV)/%.done: $(SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	    echo "$(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
+
+demo: $(VENV)/demo.done ## set up, then the main job on real data
+	$(BIN)/lazymem demo
+
+test: ## set up, then the tests on the oldest and the newest Python found
+	@for python in $(PYTHONS); do \
+	    $(MAKE) --no-print-directory test-one PYTHON=$$python || exit 1; done
+
+test-one: $(VENV)/test.done
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint test bench-smoke ## all that CI runs
+
+lint: $(VENV)/lint.done ## ruff, mypy, clang-format, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror ext/*.c ext/*.h tests/engine/*.c tests/engine/*.h
+	$(BIN)/codespell
+
+format: $(VENV)/lint.done ## let the tools rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i ext/*.c ext/*.h tests/engine/*.c tests/engine/*.h
+
+asan: $(VENV)/test.done ## the engine's own tests under ASan and UBSan
+	LAZYMEM_SANITIZERS=asan $(BIN)/python -m pytest tests/engine
+
+tsan: $(VENV)/test.done ## the engine's own tests under TSan
+	LAZYMEM_SANITIZERS=tsan $(BIN)/python -m pytest tests/engine
+
+bench: $(VENV)/bench.done ## measure beside the peers; minutes
+	for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done
+
+bench-smoke: $(VENV)/bench.done ## the same with small data, to see that it runs
+	for b in benchmarks/bench_*.py; do $(BIN)/python $$b --smoke || exit 1; done
+
+clean: ## remove what was built
+	rm -rf .venv-* build dist *.egg-info lazymem/*.so lazymem/_lazymem.c
+	find . -name __pycache__ -prune -exec rm -rf {} +

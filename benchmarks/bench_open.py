@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What do importing, opening and the first element cost, and does the size matter?
+
+Back of the envelope.  Import: one C module and a dozen small Python files, 10 to 20 ms above
+numpy.  Open: three small reads and a JSON text of some hundred bytes, under 0.1 ms; once per
+process a userfaultfd and its threads, 0.1 ms.  First element: one fault (about 15 us) and one
+chunk (128 KiB at about 1 GiB/s: 0.12 ms; the 1 MiB chunks of a huge array: 1 ms).  Nothing
+is proportional to the size of the array.
+
+Rivals: ``np.load(mmap_mode="r")``, which parses a header and maps a file that is not
+compressed; for the import, blosc2.  Files of all sizes are sparse: one block of data at the
+start, the rest zero.  Each figure is from a fresh process, after its imports; "cold": the
+file has been dropped from the page cache.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import data
+import harness
+import numpy as np
+from harness import GIB, MIB, Bench
+
+import lazymem as lm
+
+_COLUMNS = 1024
+_IMPORT_MS_MAX = 30
+_RATIO_MAX = 2.0
+_IMPORT = """
+import time
+import numpy
+start = time.perf_counter()
+import {module}
+print(time.perf_counter() - start)
+"""
+
+
+def _import_seconds(module: str) -> float:
+    command = [sys.executable, "-c", _IMPORT.format(module=module)]
+    return float(harness.output_of(command))
+
+
+def open_memmap(path: str) -> dict[str, Any]:
+    """Open a raw file and read its first element."""
+    start = time.perf_counter()
+    answer = np.load(path, mmap_mode="r")[0, 0]
+    return {"seconds": time.perf_counter() - start, "answer": float(answer)}
+
+
+def open_lazymem(path: str) -> dict[str, Any]:
+    """Open a store and read its first element."""
+    start = time.perf_counter()
+    answer = lm.open(path)["x"][0, 0]
+    return {"seconds": time.perf_counter() - start, "answer": float(answer)}
+
+
+def _write(folder: Path, nbytes: int) -> tuple[Path, Path]:
+    """Write a raw file and a store of `nbytes` with data at the start only."""
+    block = data.weather(MIB).reshape(-1, _COLUMNS)
+    shape = (nbytes // _COLUMNS // 4, _COLUMNS)
+    raw, store = folder / f"{nbytes}.npy", folder / f"{nbytes}.lzm"
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with raw.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        block.tofile(file)
+        file.truncate(start + nbytes)
+    with lm.Writer(store) as writer:
+        writer.create("x", shape, "f4").write(block)
+    return raw, store
+
+
+def _measure_import(bench: Bench) -> None:
+    modules = [name for name in ("lazymem", "blosc2") if harness.have(name)]
+    found = harness.interleave(
+        bench.pick(15, 1), {name: lambda name=name: _import_seconds(name) for name in modules}
+    )
+    for name, seconds in found.items():
+        ms = harness.spread([s * 1e3 for s in seconds])
+        bench.add(
+            "import, above numpy",
+            name,
+            {"numpy": 0},
+            ms=ms,
+            at_most=(ms["median"], _IMPORT_MS_MAX) if name == "lazymem" else None,
+        )
+
+
+def _measure_open(bench: Bench, label: str, nbytes: int) -> None:
+    raw, store = _write(bench.folder, nbytes)
+
+    def run(function: Any, path: Path, cold: bool) -> Any:
+        if cold:
+            harness.drop_from_page_cache(path)
+        return harness.fresh(function, str(path))
+
+    for cache in ("warm", "cold"):
+        cold = cache == "cold"
+        found = harness.interleave(
+            bench.pick(15, 1),
+            {
+                "memmap": lambda cold=cold: run(open_memmap, raw, cold),
+                "lazymem": lambda cold=cold: run(open_lazymem, store, cold),
+            },
+        )
+        ms = {name: [x["seconds"] * 1e3 for x in xs] for name, xs in found.items()}
+        times = harness.ratio(ms["lazymem"], ms["memmap"])
+        bench.add(
+            "open and first element",
+            f"{label}, {cache}",
+            {name: xs[0]["answer"] for name, xs in found.items()},
+            memmap_ms=harness.spread(ms["memmap"]),
+            lazymem_ms=harness.spread(ms["lazymem"]),
+            ratio=times,
+            at_most=(times["median"], _RATIO_MAX),
+        )
+    raw.unlink()
+    store.unlink()
+
+
+def measure(bench: Bench) -> None:
+    """Measure the import, then files of three sizes."""
+    _measure_import(bench)
+    for label, nbytes in {"1 MB": MIB, "1 GB": GIB, "1 TiB": GIB << 10}.items():
+        _measure_open(bench, label, nbytes)
+
+
+if __name__ == "__main__":
+    harness.main(measure)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from lazymem import _engine
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs userfaultfd where there is none, with the kernel's reason."""
+    info = _engine.uffd_probe()
+    if info.mode:
+        return
+    reason = f"no userfaultfd: {os.strerror(info.user_errno or info.api_errno)}"
+    for item in items:
+        if item.get_closest_marker("needs_uffd"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _doctest_folder(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Examples in docstrings write files: let them do so in a folder of their own."""
+    if isinstance(request.node, pytest.DoctestItem):
+        monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261)
+
+
+def smooth(shape: tuple[int, ...], dtype: npt.DTypeLike = "f4") -> npt.NDArray[np.float32]:
+    """Return numbers that compress, but not to nothing."""
+    n = int(np.prod(shape))
+    return (np.cumsum(np.sin(np.arange(n) * 0.37)) * 100).astype(dtype).reshape(shape)
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script in a fresh process, perhaps under another user or with a mask."""
+
+    def run(
+        script: str, *args: object, user: str | None = None, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        file = tmp_path / "script.py"
+        file.write_text(script, encoding="utf-8")
+        kwargs: dict[str, object] = {}
+        if user is not None:
+            kwargs = {"user": user, "group": "nogroup", "extra_groups": []}
+        return subprocess.run(
+            [sys.executable, "-X", "faulthandler", str(file), *map(str, args)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            **kwargs,  # type: ignore[call-overload]
+        )
+
+    return run
