@@ -140,7 +140,15 @@ int lm__failure_next_queued(struct lm_error *out)
     return s != NULL;
 }
 
-void lm__failure_announced(int32_t tid) { set_state(tid, ANNOUNCED); }
+void lm__failure_announced(int32_t tid)
+{
+    pthread_mutex_lock(&g_lock);
+    struct slot *s = find_locked(tid);
+    if (s && s->state == ANNOUNCING) /* else it was taken, and this is the thread's next one */
+        s->state = ANNOUNCED;
+    pthread_cond_broadcast(&g_changed);
+    pthread_mutex_unlock(&g_lock);
+}
 
 static void *reporter(void *unused)
 {
@@ -156,7 +164,17 @@ static void *reporter(void *unused)
     return NULL;
 }
 
-int lm__failure_start(void) { return lm__thread_start(reporter, NULL, "lazymem-report"); }
+/* Also in a forked child, where the threads are gone that errors wait for, or that wait for
+ * the condition.  Its next thread may well get the id of one of them. */
+int lm__failure_start(void)
+{
+    static const pthread_cond_t fresh = PTHREAD_COND_INITIALIZER;
+    g_changed = fresh;
+    for (struct slot *s = g_slots; s < g_slots + SLOTS; s++)
+        if (s->state != FREE)
+            s->state = FREE;
+    return lm__thread_start(reporter, NULL, "lazymem-report");
+}
 
 void lm__failure_fork_prepare(void) { pthread_mutex_lock(&g_lock); }
 void lm__failure_fork_done(void) { pthread_mutex_unlock(&g_lock); }

@@ -21,12 +21,14 @@ struct lm__index_node {
 };
 
 static int node_load(const struct lm__entry *e, uint32_t count, int is_leaf,
-                     const struct lm__source *source, struct lm__scratch *scratch,
+                     struct lm__source *source, struct lm__scratch *scratch,
                      struct lm__index_node **out, struct lm_error *err)
 {
     struct lm_error cause = lm__error(LM_E_FORMAT, "index page");
     cause.offset = e->offset;
-    if (e->stored_bytes != count * LM_ENTRY_BYTES || e->codec || e->filter) {
+    static const uint8_t zero[sizeof e->zero];
+    if (e->stored_bytes != count * LM_ENTRY_BYTES || e->codec || e->filter ||
+        memcmp(e->zero, zero, sizeof zero) != 0) {
         cause.expected = count * LM_ENTRY_BYTES;
         cause.found = e->stored_bytes;
         return lm__fail(err, cause);
@@ -49,7 +51,7 @@ static int node_load(const struct lm__entry *e, uint32_t count, int is_leaf,
     return 0;
 }
 
-int lm__index_lookup(struct lm__index *index, const struct lm__source *source,
+int lm__index_lookup(struct lm__index *index, struct lm__source *source,
                      uint64_t chunk_idx, struct lm__scratch *scratch,
                      struct lm__entry *out, struct lm_error *err)
 {

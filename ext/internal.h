@@ -45,7 +45,7 @@ int lm__fail(struct lm_error *err, struct lm_error cause);
 /* ---- io.c ----------------------------------------------------------------------------- */
 
 int lm__io_open(const char *path, int flags, unsigned mode); /* the fd, or -errno */
-int lm__io_pread(int fd, uint64_t offset, size_t bytes, void *buf);
+int lm__io_pread(int fd, uint64_t offset, size_t bytes, void *buf, int retries);
 /* 0 if the page cache had it all; -EAGAIN, with `buf` undefined, if it would have to wait. */
 int lm__io_pread_cached(int fd, uint64_t offset, size_t bytes, void *buf);
 int lm__io_pwrite(int fd, uint64_t offset, size_t bytes, const void *buf);
@@ -144,10 +144,11 @@ const struct lm__codec *lm__codec(int id);
 struct lm__source {
     int fd;
     uint64_t end_offset; /* nothing of the committed state lies at or behind this */
+    _Atomic int is_failing; /* the last read did */
 };
 
 /* Read the bytes that `e` describes into buf and check them.  `what` names them in errors. */
-int lm__source_read(const struct lm__source *source, const struct lm__entry *e,
+int lm__source_read(struct lm__source *source, const struct lm__entry *e,
                     const char *what, struct lm__scratch *scratch, void *buf,
                     struct lm_error *err);
 
@@ -163,7 +164,7 @@ struct lm__index {
     _Atomic(struct lm__index_node *) root_node;
 };
 
-int lm__index_lookup(struct lm__index *index, const struct lm__source *source,
+int lm__index_lookup(struct lm__index *index, struct lm__source *source,
                      uint64_t chunk_idx, struct lm__scratch *scratch,
                      struct lm__entry *out, struct lm_error *err);
 void lm__index_fini(struct lm__index *index);

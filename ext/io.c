@@ -3,7 +3,7 @@
  *
  * Contract: a call transfers all bytes or fails; -errno, or LM_E_TRUNCATED where the file
  * ends first.  Interrupted and partial calls go on.  A read that fails with EIO or EAGAIN
- * is tried again a few times, with pauses, since network file systems recover.
+ * is tried again as often as the caller says, with pauses: network file systems recover.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,8 +19,7 @@
 
 #include "internal.h"
 
-#define READ_RETRIES 3               /* 1 + 4 + 16 ms: a hiccup, not an outage */
-#define IO_BYTES_MAX (1u << 30)      /* Linux moves at most 2 GiB - 4 KiB a call */
+#define IO_BYTES_MAX (1u << 30) /* Linux moves at most 2 GiB - 4 KiB a call */
 
 static struct {
     _Atomic int error;
@@ -33,7 +32,7 @@ void lm_inject(int point, int64_t skip, int64_t count, int error)
     if (point < 0 || point >= LM_INJECT_POINTS)
         return;
     lm_store_relaxed(&g_inject[point].skip, skip);
-    lm_store_relaxed(&g_inject[point].count, count);
+    lm_store_relaxed(&g_inject[point].count, count < 0 ? INT64_MAX : count);
     lm_store_release(&g_inject[point].error, error);
 }
 
@@ -42,8 +41,7 @@ int lm__injected(int point)
     int error = lm_load_acquire(&g_inject[point].error);
     if (error == 0 || lm_sub_relaxed(&g_inject[point].skip, 1) > 0)
         return 0;
-    int64_t left = lm_load_relaxed(&g_inject[point].count);
-    if (left >= 0 && lm_sub_relaxed(&g_inject[point].count, 1) <= 0)
+    if (lm_sub_relaxed(&g_inject[point].count, 1) <= 0)
         return 0;
     if (error == LM_INJECT_KILL)
         kill(getpid(), SIGKILL);
@@ -80,7 +78,7 @@ static ssize_t pread_once(int fd, uint64_t offset, size_t bytes, void *buf)
     return pread(fd, buf, bytes < IO_BYTES_MAX ? bytes : IO_BYTES_MAX, (off_t)offset);
 }
 
-int lm__io_pread(int fd, uint64_t offset, size_t bytes, void *buf)
+int lm__io_pread(int fd, uint64_t offset, size_t bytes, void *buf, int retries)
 {
     char *to = buf;
     for (int failed = 0; bytes > 0;) {
@@ -93,7 +91,7 @@ int lm__io_pread(int fd, uint64_t offset, size_t bytes, void *buf)
             return LM_E_TRUNCATED;
         } else if (errno == EINTR) {
             continue;
-        } else if ((errno == EIO || errno == EAGAIN) && failed < READ_RETRIES) {
+        } else if ((errno == EIO || errno == EAGAIN) && failed < retries) {
             struct timespec pause = {.tv_nsec = 1000000L << 2 * failed++};
             nanosleep(&pause, NULL);
         } else {

@@ -39,8 +39,14 @@ int lm__pager_uffd(void) { return lm_load_acquire(&g_pager.uffd); }
 void lm__pager_fill_begin(void) { pthread_rwlock_rdlock(&g_pager.fills); }
 void lm__pager_fill_end(void) { pthread_rwlock_unlock(&g_pager.fills); }
 
+static void fork_prepare(void), fork_done(void), fork_child(void);
+
+static void install_fork_hooks(void) { pthread_atfork(fork_prepare, fork_done, fork_child); }
+
 int lm__thread_start(void *(*run)(void *), void *arg, const char *name)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, install_fork_hooks); /* a thread is what fork leaves behind */
     pthread_t thread;
     pthread_attr_t attr;
     sigset_t all, before;
@@ -69,18 +75,29 @@ static void handler_will_block(void)
         handler_start(); /* if that fails, events wait until a fill has ended */
 }
 
+/* Become a reader unless there are enough.  One that leaves is never counted, not even for a
+ * moment: handler_will_block() might rely on it. */
+static int reader_join(void)
+{
+    int readers = lm_load_relaxed(&g_pager.readers);
+    while (readers < g_pager.readers_wanted)
+        if (lm_cas_acq_rel(&g_pager.readers, &readers, readers + 1))
+            return 1;
+    return 0;
+}
+
 static void *handler(void *unused)
 {
     (void)unused;
     struct lm__scratch scratch = {.will_block = handler_will_block};
     struct lm__fault fault;
-    while (lm__uffd_read(lm__pager_uffd(), &fault) == 0) {
+    do {
+        int rc = lm__uffd_read(lm__pager_uffd(), &fault);
         lm_sub_acq_rel(&g_pager.readers, 1);
-        lm__fault_serve(&fault, &scratch);
-        if (lm_add_seq_cst(&g_pager.readers, 1) >= g_pager.readers_wanted)
+        if (rc != 0)
             break;
-    }
-    lm_sub_acq_rel(&g_pager.readers, 1);
+        lm__fault_serve(&fault, &scratch);
+    } while (reader_join());
     lm_sub_acq_rel(&g_pager.handlers, 1);
     lm__scratch_fini(&scratch);
     return NULL;
@@ -113,9 +130,15 @@ static int start(void)
     if (g_pager.readers_wanted > HANDLERS_MAX / 2)
         g_pager.readers_wanted = HANDLERS_MAX / 2;
     int rc = lm__failure_start();
-    for (int i = 0; rc == 0 && i < g_pager.readers_wanted; i++)
-        rc = handler_start();
-    return lm_load_relaxed(&g_pager.handlers) > 0 ? 0 : rc;
+    int started = 0;
+    while (rc == 0 && started < g_pager.readers_wanted)
+        if ((rc = handler_start()) == 0)
+            started++;
+    if (started > 0)
+        return 0;
+    lm_store_release(&g_pager.uffd, -1); /* with nobody to read it, a touch would hang */
+    close(uffd);
+    return rc;
 }
 
 /* ---- fork -------------------------------------------------------------------------------------- */
@@ -144,9 +167,9 @@ static void fork_child(void)
     static const pthread_rwlock_t fresh = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
     g_pager.fills = fresh;
     pthread_rwlock_wrlock(&g_pager.fills);
+    lm__workers_fork_child();
     if (g_pager.is_started && g_pager.start_error == 0) {
         close(lm__pager_uffd());
-        lm__workers_fork_child();
         g_pager.start_error = start();
         lm__region_fork_child();
     }
@@ -157,13 +180,10 @@ static void fork_child(void)
 
 int lm_pager_start(void)
 {
-    static int has_fork_hooks; /* under start_lock */
     pthread_mutex_lock(&g_pager.start_lock);
     if (!g_pager.is_started) {
         g_pager.is_started = 1;
         g_pager.start_error = start();
-        if (g_pager.start_error == 0 && !has_fork_hooks)
-            has_fork_hooks = pthread_atfork(fork_prepare, fork_done, fork_child) == 0;
     }
     int rc = g_pager.start_error;
     pthread_mutex_unlock(&g_pager.start_lock);

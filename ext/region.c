@@ -20,12 +20,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
 
 #define SHARED_ARENA_BYTES ((size_t)256 << 20)
 #define SLOT_BYTES_MAX ((size_t)16 << 20)
+#define SETTLE_TRIES 200 /* of 0.1 ms: longer than any one failed fill leaves its bytes */
 
 struct lm__arena {
     uintptr_t addr;
@@ -83,14 +85,17 @@ static int arena_new(size_t bytes, unsigned slot_shift, struct lm__arena **out)
     for (size_t i = 0; i < a->slots; i++)
         a->free_slots[i] = (uint32_t)(a->slots - 1 - i);
 
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    /* After mlockall() the system fills whatever can be accessed, with zeros, at once. */
+    void *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
         rc = -errno;
         goto free_arena;
     }
     a->addr = (uintptr_t)p;
-    rc = lm__uffd_register(lm__pager_uffd(), a->addr, bytes);
+    if (munlock(p, bytes) < 0 || mprotect(p, bytes, PROT_READ | PROT_WRITE) < 0)
+        rc = -errno;
+    else
+        rc = lm__uffd_register(lm__pager_uffd(), a->addr, bytes);
     if (rc != 0)
         goto free_arena;
     *out = a;
@@ -252,10 +257,8 @@ int lm__region_serve_dangling(uintptr_t addr)
         arena->served_dangling = 1;
     }
     pthread_mutex_unlock(&g_map_lock);
-    if (r) { /* the slot has an owner again: the toucher is to fault once more */
-        lm__uffd_wake(lm__pager_uffd(), page, lm__page_bytes());
+    if (r) /* the slot has an owner again */
         lm__region_drop(r);
-    }
     return arena != NULL;
 }
 
@@ -368,7 +371,9 @@ uint64_t lm_region_residency(const lm_region *r, uint64_t first_chunk, uint64_t 
 
 void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
 {
-    uint64_t resident = lm_load_relaxed(&r->chunks.resident);
+    /* A fill that ends during the release may still be counted, and is gone all the same. */
+    int is_released = lm_load_seq_cst(&r->released);
+    uint64_t resident = is_released ? 0 : lm_load_relaxed(&r->chunks.resident);
     uint64_t bytes = resident << r->object->chunk_shift;
     *out = (struct lm_region_stats){
         .chunks_total = r->chunks.count,
@@ -384,9 +389,15 @@ void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
 
 uint64_t lm_region_failures(const lm_region *r) { return lm_load_seq_cst(&r->failures); }
 
-uint64_t lm_region_failures_over(const lm_region *r)
+uint64_t lm_region_settle(const lm_region *r)
 {
-    return lm_load_seq_cst(&r->failures_over);
+    const struct timespec pause = {.tv_nsec = 100000};
+    uint64_t over = lm_load_seq_cst(&r->failures_over);
+    for (int i = 0; i < SETTLE_TRIES && over != lm_load_seq_cst(&r->failures); i++) {
+        nanosleep(&pause, NULL);
+        over = lm_load_seq_cst(&r->failures_over);
+    }
+    return over;
 }
 
 void lm__region_keep_error(lm_region *r, const struct lm_error *cause)

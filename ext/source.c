@@ -6,7 +6,9 @@
  */
 #include "internal.h"
 
-int lm__source_read(const struct lm__source *source, const struct lm__entry *e,
+#define READ_RETRIES 3 /* with pauses of 1, 4 and 16 ms: a hiccup, not an outage */
+
+int lm__source_read(struct lm__source *source, const struct lm__entry *e,
                     const char *what, struct lm__scratch *scratch, void *buf,
                     struct lm_error *err)
 {
@@ -21,15 +23,17 @@ int lm__source_read(const struct lm__source *source, const struct lm__entry *e,
     if (lm__io_pread_cached(source->fd, e->offset, e->stored_bytes, buf) != 0) {
         if (scratch->will_block)
             scratch->will_block();
-        cause.code = lm__io_pread(source->fd, e->offset, e->stored_bytes, buf);
-        if (cause.code != 0) {
-            uint64_t file_bytes;
-            if (lm__io_file_bytes(source->fd, &file_bytes) == 0) {
-                cause.expected = e->offset + e->stored_bytes;
-                cause.found = file_bytes;
-            }
+        /* A source that has just failed for good is not waited for, read by read. */
+        int is_failing = lm_load_relaxed(&source->is_failing);
+        cause.code = lm__io_pread(source->fd, e->offset, e->stored_bytes, buf,
+                                  is_failing ? 0 : READ_RETRIES);
+        if ((cause.code != 0) != is_failing)
+            lm_store_relaxed(&source->is_failing, cause.code != 0);
+        if (cause.code == LM_E_TRUNCATED &&
+            lm__io_file_bytes(source->fd, &cause.found) == 0)
+            cause.expected = e->offset + e->stored_bytes;
+        if (cause.code != 0)
             return lm__fail(err, cause);
-        }
     }
     uint32_t crc = lm_crc32c(0, buf, e->stored_bytes);
     if (crc != e->crc) {

@@ -17,7 +17,7 @@ static int record_read(int fd, uint64_t offset, const uint8_t *store_id,
                        struct lm__record *rec, struct lm_error *err)
 {
     uint8_t bytes[LM_RECORD_BYTES];
-    int rc = lm__io_pread(fd, offset, sizeof bytes, bytes);
+    int rc = lm__io_pread(fd, offset, sizeof bytes, bytes, 0);
     if (rc != 0)
         return lm__fail(err, lm__error(rc, "commit record"));
     return lm__record_decode(bytes, offset, store_id, rec, err);
@@ -40,7 +40,7 @@ static int record_search(int fd, uint64_t end, const uint8_t *store_id,
                            ? lm__round_down(high - SCAN_BYTES, LM_RECORD_ALIGN)
                            : LM_SUPERBLOCK_BYTES;
         uint64_t top = high + LM_RECORD_BYTES < end ? high + LM_RECORD_BYTES : end;
-        int io = lm__io_pread(fd, low, (size_t)(top - low), buf);
+        int io = lm__io_pread(fd, low, (size_t)(top - low), buf, 0);
         if (io != 0) {
             worst = lm__error(io, "commit record");
             rc = io;
@@ -68,7 +68,7 @@ static int store_read_head(lm_store *s, uint64_t file_bytes, struct lm_error *er
     uint8_t bytes[LM_SUPERBLOCK_BYTES] = {0};
     struct lm__superblock sb;
     size_t head = file_bytes < sizeof bytes ? (size_t)file_bytes : sizeof bytes;
-    int rc = lm__io_pread(s->source.fd, 0, head, bytes);
+    int rc = lm__io_pread(s->source.fd, 0, head, bytes, 0);
     if (rc != 0)
         return lm__fail(err, lm__error(rc, "superblock"));
     rc = lm__superblock_decode(bytes, &sb, err);

@@ -196,6 +196,8 @@ int lm__job_is_cancelled(const lm_job *job)
 int lm_job_wait(lm_job *job, int timeout_ms)
 {
     struct timespec until;
+    if (timeout_ms < 0)
+        timeout_ms = 0;
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += timeout_ms / 1000;
     until.tv_nsec += timeout_ms % 1000 * 1000000L;
@@ -253,6 +255,10 @@ void lm__workers_fork_done(void) { pthread_mutex_unlock(&g_lock); }
 
 void lm__workers_fork_child(void)
 {
+    /* A condition counts its waiters, and waits for those that it has woken: here they are
+     * threads that do not exist. */
+    static const pthread_cond_t fresh = PTHREAD_COND_INITIALIZER;
+    g_work = g_done = fresh;
     g_workers = 0;
     for (lm_job *job = g_first; job; job = job->next) {
         job->running = 0;

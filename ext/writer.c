@@ -135,7 +135,7 @@ static int find_repeat(lm_writer *w, const uint8_t *bytes, struct lm__entry *e)
         w->compare_capacity = w->compare ? e->stored_bytes : 0;
     }
     if (!w->compare ||
-        lm__io_pread(w->fd, old->offset, old->stored_bytes, w->compare) != 0 ||
+        lm__io_pread(w->fd, old->offset, old->stored_bytes, w->compare, 0) != 0 ||
         memcmp(w->compare, bytes, old->stored_bytes) != 0)
         return 0;
     e->offset = old->offset;

@@ -13,10 +13,11 @@ def main() -> int:
     try:
         from lazymem.cli import cli
     except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.partition(".")[0] not in _EXTRA:
+        package = (exc.name or "").partition(".")[0]
+        if package not in _EXTRA:
             raise
         print(
-            f"lazymem: the command needs {exc.name}: pip install 'lazymem[cli]'",
+            f"lazymem: the command needs {package}: pip install 'lazymem[cli]'",
             file=sys.stderr,
         )
         return 1

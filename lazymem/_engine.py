@@ -46,7 +46,7 @@ _HINTS = {
     lib.LM_E_MAGIC: "is it another kind of file? lazymem.save() writes stores",
     lib.LM_E_VERSION: "upgrade lazymem to read it",
     lib.LM_E_FORMAT: _FORMAT_HINT,
-    lib.LM_E_CHECKSUM: "restore the file from a copy; 'lazymem verify' lists all damage",
+    lib.LM_E_CHECKSUM: "restore the file from a copy",
     lib.LM_E_TRUNCATED: "copy or download the file again",
     lib.LM_E_NO_COMMIT: "the file was cut off or never finished; copy it again",
     lib.LM_E_DECODE: _FORMAT_HINT,
@@ -112,8 +112,8 @@ def exception(error: Any, path: str | None = None, name: str | None = None) -> E
         text += ")"
     elif "found" in values:
         text += f" (found {_number(what, values['found'])})"
-    if error.code in _HINTS:
-        text += f"; {_HINTS[error.code]}"
+    hint = _HINTS.get(error.code, "check the disk or file server; a later touch tries again")
+    text += f"; {hint}"
     exc = _CLASSES.get(error.code, FillError)(text)
     exc.code, exc.path, exc.name = int(error.code), path, name
     for field, value in values.items():
@@ -135,7 +135,7 @@ def _os_error(code: int, path: str | None) -> OSError:
 # ---- codecs --------------------------------------------------------------------------
 
 
-def _extension_file(package: str, *module: str) -> str | None:
+def extension_file(package: str, *module: str) -> str | None:
     """Find an extension module's file without importing its package."""
     spec = PathFinder.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -147,8 +147,8 @@ def _extension_file(package: str, *module: str) -> str | None:
 
 
 def _load_codecs() -> None:
-    lz4 = _extension_file("lz4", "block", "_block")
-    zstd = _extension_file("zstandard", "_cffi")
+    lz4 = extension_file("lz4", "block", "_block")
+    zstd = extension_file("zstandard", "_cffi")
     error = _new_error()
     for paths in itertools.product((lz4, None), (zstd, None)):
         args = [os.fsencode(path) if path else ffi.NULL for path in paths]
@@ -341,9 +341,9 @@ class RegionHandle:
         """Return how many fills have failed so far."""
         return lib.lm_region_failures(self.pointer)  # type: ignore[no-any-return]
 
-    def failures_over(self) -> int:
-        """Return how many of them have left no trace in memory any more."""
-        return lib.lm_region_failures_over(self.pointer)  # type: ignore[no-any-return]
+    def settle(self) -> int:
+        """Wait until no failed fill has false bytes in memory; return how many had."""
+        return lib.lm_region_settle(self.pointer)  # type: ignore[no-any-return]
 
     def last_error(self) -> Exception | None:
         """Return the last failed fill's exception."""

@@ -36,8 +36,8 @@ class Binding:
     def failures(self) -> int:
         return self.region.failures() if self.region else 0
 
-    def failures_over(self) -> int:
-        return self.region.failures_over() if self.region else 0
+    def settle(self) -> int:
+        return self.region.settle() if self.region else 0
 
 
 class LazyArray(np.ndarray[Any, Any]):
@@ -191,7 +191,7 @@ class LazyArray(np.ndarray[Any, Any]):
         binding = self._binding
         if binding is None:
             return operation()
-        before = binding.failures_over()
+        before = binding.settle()
         result = operation()
         if binding.failures() != before:
             self._raise_failure(binding)
@@ -210,7 +210,7 @@ class LazyArray(np.ndarray[Any, Any]):
         binding = self._binding
         if binding is None:
             return super().__getitem__(index)
-        before = binding.failures_over()
+        before = binding.settle()
         result = super().__getitem__(index)
         if binding.failures() != before:
             self._raise_failure(binding)

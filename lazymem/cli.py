@@ -590,31 +590,30 @@ def demo_verb(folder: Path | None, rounds: int, as_json: bool) -> None:
 
 
 def _demo_table(result: demo.Result) -> Table:
-    count = len(demo.QUESTIONS)
     numbers = (
-        "files",
-        "open",
-        "first answer",
-        f"{count} answers",
-        "memory",
-        "count of all cells",
-        "memory ",
+        "files\nMB",
+        "open\nms",
+        "first\nanswer\nms",
+        f"{len(demo.QUESTIONS)}\nanswers\nms",
+        "memory\nMB",
+        "count of\nall cells\nms",
+        "memory\nMB",
     )
     table = _table("reader", *numbers, numbers=numbers)
     for row in result.rows:
         median = row.median
         table.add_row(
             row.reader,
-            decimal(row.file_bytes),
-            _ms(median.open_seconds),
-            _ms(median.first_seconds),
-            _ms(median.questions_seconds),
-            decimal(median.questions_rss_bytes),
-            _ms(median.count_seconds),
-            decimal(median.count_rss_bytes),
+            _scaled(row.file_bytes, 1e-6),
+            _scaled(median.open_seconds, 1e3),
+            _scaled(median.first_seconds, 1e3),
+            _scaled(median.questions_seconds, 1e3),
+            _scaled(median.questions_rss_bytes, 1e-6),
+            _scaled(median.count_seconds, 1e3),
+            _scaled(median.count_rss_bytes, 1e-6),
         )
     return table
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
+def _scaled(value: float, factor: float) -> str:
+    return f"{value * factor:.1f}"

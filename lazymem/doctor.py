@@ -285,7 +285,7 @@ def _huge_pools(folder: Path) -> tuple[HugePool, ...]:
 def _codec(name: str, module: tuple[str, ...], symbol: str) -> Codec:
     """Look where the engine looks: in the Python package, then in the system."""
     package, *inner = module
-    paths = (_engine._extension_file(package, *inner), ctypes.util.find_library(name))
+    paths = (_engine.extension_file(package, *inner), ctypes.util.find_library(name))
     for path in filter(None, paths):
         try:
             function = getattr(ctypes.CDLL(path), symbol)

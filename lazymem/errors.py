@@ -58,10 +58,13 @@ class LazyMemError(Exception):
         """
         cls = type(self)
         args, state = self.args, dict(self.__dict__)
+        if isinstance(self, OSError):
+            state |= {"errno": self.errno, "strerror": self.strerror}
 
         def init(instance: LazyMemError) -> None:
             instance.args = args
-            instance.__dict__.update(state)
+            for name, value in state.items():
+                setattr(instance, name, value)
 
         names = {"__init__": init, "__module__": cls.__module__, "__doc__": cls.__doc__}
         return type(cls.__name__, (cls,), names)

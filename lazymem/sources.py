@@ -7,10 +7,12 @@ and not for the array.
 
 from __future__ import annotations
 
+import ast
 import io
 import math
 import mmap
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -166,8 +168,11 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     }
     if version in readers:
         return readers[version](file)  # type: ignore[no-any-return]
-    if version == (3, 0):  # as 2.0, but UTF-8
-        return np.lib.format._read_array_header(file, version)  # type: ignore
+    if version == (3, 0):  # as 2.0, but in UTF-8, which numpy offers no reader for
+        (length,) = struct.unpack("<I", file.read(4))
+        header = ast.literal_eval(file.read(length).decode("utf-8"))
+        dtype = np.lib.format.descr_to_dtype(header["descr"])
+        return header["shape"], header["fortran_order"], dtype
     raise ValueError(f"npy format version {version} is not known")
 
 

@@ -261,10 +261,10 @@ def _load_whole(obj: _engine.ObjectHandle) -> memoryview:
 def _warn_fallback(reason: UnsupportedKernelError) -> None:
     info = _engine.uffd_probe()
     number = info.user_errno or info.api_errno
-    why = f": {errno.errorcode.get(number, number)}" if number else ""
+    why = errno.errorcode.get(number, str(number)) if number else str(reason)
     warnings.warn(
-        f"arrays are loaded whole at first access ({reason.args[0].split(': ', 1)[-1]}"
-        f"{why})",
+        "arrays are loaded whole at first access: userfaultfd is not available "
+        f"({why}); 'lazymem doctor' tells how to allow it",
         LazyMemWarning,
         stacklevel=4,
     )

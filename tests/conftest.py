@@ -50,16 +50,11 @@ def smooth(shape: tuple[int, ...], dtype: npt.DTypeLike = "f4") -> npt.NDArray[n
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script in a fresh process, perhaps under another user or with a mask."""
+    """Run a script in a fresh process, perhaps with features masked."""
 
-    def run(
-        script: str, *args: object, user: str | None = None, **env: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(script: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
         file = tmp_path / "script.py"
         file.write_text(script, encoding="utf-8")
-        kwargs: dict[str, object] = {}
-        if user is not None:
-            kwargs = {"user": user, "group": "nogroup", "extra_groups": []}
         return subprocess.run(
             [sys.executable, "-X", "faulthandler", str(file), *map(str, args)],
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
@@ -67,7 +62,6 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
             text=True,
             timeout=100,
             check=False,
-            **kwargs,  # type: ignore[call-overload]
         )
 
     return run

@@ -30,7 +30,7 @@ def _check(condition: bool, message: str) -> None:
         raise FormatError(message)
 
 
-def _crc32c(data: bytes) -> int:
+def crc32c(data: bytes) -> int:
     # Rows of 256 bytes run side by side, and with them the 32 unit vectors, over zeros:
     # these become the map that moves a CRC on by one row, used to join rows in pairs.
     def move(crcs: np.ndarray) -> np.ndarray:
@@ -54,7 +54,7 @@ def _load(log: bytes, at: int, stored: int, crc: int, codec: int, size: int) -> 
     """Check and decode bytes of the log, which ends where the commit record starts."""
     _check(64 <= at <= len(log) - stored, f"the bytes at {at} are out of bounds")
     data = log[at : at + stored]
-    _check(_crc32c(data) == crc, f"wrong CRC of the bytes at {at}")
+    _check(crc32c(data) == crc, f"wrong CRC of the bytes at {at}")
     _check(codec in (0, 1, 2), f"unknown codec {codec}")
     if codec == 1:
         data = lz4.block.decompress(data, uncompressed_size=size)
@@ -129,12 +129,12 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     try:
         version, zero, store, _, zeros = struct.unpack_from("<II16sQ20s", file, 8)
         _check(file.startswith(b"\x89LZM\r\n\x1a\n"), "not a store file")
-        _check(_crc32c(file[:64]) == SEALED, "damaged superblock")
+        _check(crc32c(file[:64]) == SEALED, "damaged superblock")
         _check(version == 1, f"version {version}, not 1")
         _check(not any((zero, *zeros)), "more than zeros in the superblock")
         for end in range((len(file) - 128) // 64 * 64, 0, -64):
             key = b"LZMCOMMT" + store + end.to_bytes(8, "little")
-            if file.startswith(key, end) and _crc32c(file[end : end + 128]) == SEALED:
+            if file.startswith(key, end) and crc32c(file[end : end + 128]) == SEALED:
                 break
         else:
             raise FormatError("no valid commit record")

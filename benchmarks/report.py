@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Print the README's table of figures from benchmarks/results/*.json, as Markdown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+
+RESULTS = Path(__file__).with_name("results")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row of the table: what was asked, and where the answers are."""
+
+    question: str
+    benchmark: str
+    table: str
+    case: str
+    memmap: str | None
+    """Column of the result; None: does not apply."""
+    blosc2: str | None
+    lazymem: str
+
+
+def _reading(question: str, case: str, when: str) -> Figure:
+    columns = ("memmap_s", "blosc2_zstd_s", "lazymem_zstd_s")
+    return Figure(question, "read", f"reading, {when}", case, *columns)
+
+
+def _opening(label: str, cache: str) -> Figure:
+    return Figure(
+        f"open and first element, {label}, {cache}, ms",
+        "open",
+        "open and first element",
+        f"{label}, {cache}",
+        "memmap_ms",
+        None,
+        "lazymem_ms",
+    )
+
+
+_SIZE = ("size", "size and write", "weather, zstd 3")
+_FIGURES = (
+    _opening("1 MB", "warm"),
+    _opening("1 GB", "warm"),
+    _opening("1 TiB", "warm"),
+    Figure("file of 256 MiB, MiB", *_SIZE, "raw_MiB", "blosc2_MiB", "lazymem_MiB"),
+    Figure("writing it, s", *_SIZE, None, "blosc2_s", "lazymem_s"),
+    _reading("10,000 random elements, cold, s", "10,000 random elements", "first"),
+    _reading("the same again, s", "10,000 random elements", "again"),
+    _reading("200 random rows, cold, s", "200 random rows", "first"),
+    _reading("one column, cold, s", "one column", "first"),
+    _reading("sum of all, cold, s", "sum of all", "first"),
+    _reading("the same again, s", "sum of all", "again"),
+    Figure(
+        "resident after 1 % of the rows of 1 GB, MiB",
+        "memory",
+        "memory after touching",
+        "1 % of the rows, random",
+        "memmap_rss_MiB",
+        None,
+        "lazymem_rss_MiB",
+    ),
+    Figure(
+        "peak memory of packing 4 GB, MiB",
+        "memory",
+        "packing a memory map",
+        "4 GB",
+        None,
+        "blosc2_peak_MiB",
+        "lazymem_peak_MiB",
+    ),
+)
+
+
+def _load() -> dict[str, dict[str, Any]]:
+    results = (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")))
+    return {result["benchmark"]: result for result in results}
+
+
+def _row(figure: Figure, results: dict[str, dict[str, Any]]) -> str:
+    rows = results[figure.benchmark]["rows"]
+    row = next(r for r in rows if (r["table"], r["case"]) == (figure.table, figure.case))
+    cells = [figure.question]
+    for column in (figure.memmap, figure.blosc2, figure.lazymem):
+        value = row.get(column, "-") if column else "-"
+        cells.append(harness.shown(value["median"] if isinstance(value, dict) else value))
+    return "| " + " | ".join(cells) + " |"
+
+
+def _where(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in result["versions"].items())
+    return (
+        f"{result['cores']} cores ({result['cpu']}), {result['memory_gib']} GiB, "
+        f"Linux {result['kernel'].partition('-')[0]}, {versions}; medians."
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    results = _load()
+    print("| | np.memmap (raw) | blosc2 | lazymem |")
+    print("|---|---:|---:|---:|")
+    for figure in _FIGURES:
+        print(_row(figure, results))
+    print()
+    print(_where(results["read"]))
+
+
+if __name__ == "__main__":
+    main()

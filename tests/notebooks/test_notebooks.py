@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The notebooks run from their committed source, and find what they say they find."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+from jupyter_client.kernelspec import KernelSpec  # noqa: E402
+from jupyter_client.manager import AsyncKernelManager  # noqa: E402
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
+CELL_SECONDS_MAX = 300
+
+
+def read(name: str) -> Any:
+    """Return a notebook's committed source."""
+    return nbformat.read(NOTEBOOKS / name, as_version=4)
+
+
+def kernel_manager() -> AsyncKernelManager:
+    """Return a manager of kernels of this very interpreter, whatever is installed."""
+    manager = AsyncKernelManager()
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    manager._kernel_spec = KernelSpec(argv=command, display_name="", language="python")
+    return manager
+
+
+def run(notebook: Any, expressions: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Execute a notebook in a folder; returns what expressions are worth at its end."""
+    values = ", ".join(f"{name!r}: {text}" for name, text in expressions.items())
+    notebook.cells.append(nbformat.v4.new_code_cell(f"print(repr({{{values}}}))"))
+    client = nbclient.NotebookClient(
+        notebook,
+        km=kernel_manager(),
+        timeout=CELL_SECONDS_MAX,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute()
+    result = ast.literal_eval(notebook.cells[-1].outputs[0].text)
+    assert isinstance(result, dict)
+    return result
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_committed_notebook_has_no_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@pytest.mark.slow
+@pytest.mark.needs_uffd
+def test_lazy_arrays_answers_and_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("global_land_mask")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    expressions = {
+        "answers": "{k: bool(v) for k, v in answers.items()}",
+        "bands": "bands.tolist()",
+        "sea": "int(sea)",
+        "sea_numpy": "int(sea_numpy)",
+        "after_open": "resident_after_open",
+        "after_points": "resident_after_points",
+        "after_bands": "resident_after_bands",
+        "opened_mib": "opened_mib",
+        "closed_mib": "closed_mib",
+        "file_bytes": "file_bytes",
+        "fills": "(stats.fills, stats.chunks)",
+        "closed": "isinstance(closed_error, lm.ClosedError)",
+        "path_exists": "path.exists()",
+    }
+    found = run(read("01-lazy-arrays.ipynb"), expressions, tmp_path)
+
+    assert list(found["answers"].values()) == [True, True, True, False, False]
+    assert len(found["bands"]) == 18
+    assert found["bands"][-1] == pytest.approx(1.0)  # Antarctica
+    assert 0.6 < found["bands"][3] < 0.7  # 60 to 50 north
+    assert found["sea"] == found["sea_numpy"]
+    assert found["after_open"] == 0
+    assert 0 < found["after_points"] <= 2 * len(found["answers"])
+    assert found["after_bands"] < 0.1
+    assert found["opened_mib"] < 16
+    assert found["closed_mib"] < 64
+    assert found["file_bytes"] < 4 << 20
+    assert found["fills"][0] == found["fills"][1]
+    assert found["closed"]
+    assert not found["path_exists"]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The benchmarks run, and their rivals agree.  Times are nobody's business here."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RESULTS = BENCHMARKS / "results"
+
+CASES = {
+    "open": ["lazymem", "1 MB, warm", "1 TiB, warm", "1 TiB, cold"],
+    "touched": ["sum of all: np.asarray(a)", "100,000 scalars: memmap"],
+    "memory": ["nothing", "1 % of the rows, random", "everything", "4 GB"],
+    "size": ["weather, lz4", "timestamps, zstd 3", "noise, zstd 3", "land mask, lz4"],
+    "read": ["10,000 random elements", "200 random rows", "one column", "sum of all"],
+    "chunks": ["16 KiB", "128 KiB"],
+}
+"""Some of the rows that each benchmark must have."""
+
+
+def run(script: str, *args: Any) -> str:
+    """Run a script of the benchmarks and return what it printed."""
+    command = [sys.executable, BENCHMARKS / script, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def numbers(value: Any) -> list[float]:
+    """Return all numbers of a column."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def test_every_benchmark_is_tested() -> None:
+    scripts = {path.stem for path in BENCHMARKS.glob("bench_*.py")}
+    assert scripts == {f"bench_{name}" for name in CASES}
+
+
+@pytest.mark.slow
+@pytest.mark.needs_uffd
+@pytest.mark.parametrize("name", CASES)
+def test_smoke_run_has_all_rows_and_rivals_agree(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("global_land_mask")
+    out = tmp_path / "result.json"
+    table = run(f"bench_{name}.py", "--smoke", "--out", out)
+
+    result = json.loads(out.read_text())
+    assert result["benchmark"] == name
+    assert result["smoke"]
+    assert result["question"].endswith("?")
+    assert result["kernel"]
+    assert result["versions"]["numpy"]
+    assert set(CASES[name]) <= {row["case"] for row in result["rows"]}
+    for row in result["rows"]:
+        first, *others = row["answers"].values()
+        assert all(math.isclose(first, x, rel_tol=1e-5) for x in others), row
+        assert all(math.isfinite(x) for v in row.values() for x in numbers(v)), row
+        assert f"| {row['case']} |" in table
+
+
+def test_report_prints_the_figures_of_the_results() -> None:
+    table = run("report.py")
+    assert table.count("\n|") > 5
+    for path in RESULTS.glob("*.json"):
+        assert not json.loads(path.read_text())["smoke"]
