@@ -110,10 +110,10 @@ int lm__record_decode(const uint8_t *in, uint64_t offset, const uint8_t *store_i
     };
     memcpy(rec->store_id, in + 8, 16);
     if (memcmp(rec->store_id, store_id, 16) != 0)
-        return lm__fail(err, at(lm__error(LM_E_FORMAT, "store id in the commit record"),
+        return lm__fail(err, at(lm__error(LM_E_NO_COMMIT, "store id in the commit record"),
                                 offset, lm__get64(store_id), lm__get64(in + 8)));
     if (rec->offset != offset)
-        return lm__fail(err, at(lm__error(LM_E_FORMAT, "offset in the commit record"),
+        return lm__fail(err, at(lm__error(LM_E_NO_COMMIT, "offset in the commit record"),
                                 offset, offset, rec->offset));
     if (!record_is_sound(rec, in))
         return lm__fail(err, at(lm__error(LM_E_FORMAT, "commit record"), offset, LM_NONE,

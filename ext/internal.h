@@ -98,7 +98,8 @@ void lm__superblock_encode(const struct lm__superblock *sb, uint8_t *out);
 int lm__superblock_decode(const uint8_t *in, struct lm__superblock *sb,
                           struct lm_error *err);
 void lm__record_encode(const struct lm__record *rec, uint8_t *out);
-/* `offset` is where the bytes were found.  LM_E_MAGIC: no record at all. */
+/* `offset` is where the bytes were found.  LM_E_MAGIC: no record at all; LM_E_CHECKSUM: a
+ * torn one; LM_E_NO_COMMIT: a record of another store; LM_E_FORMAT: sealed, but senseless. */
 int lm__record_decode(const uint8_t *in, uint64_t offset, const uint8_t *store_id,
                       struct lm__record *rec, struct lm_error *err);
 int lm__entry_is_zero(const struct lm__entry *e);

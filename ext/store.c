@@ -24,7 +24,8 @@ static int record_read(int fd, uint64_t offset, const uint8_t *store_id,
 }
 
 /* Search [superblock, end) backwards for a valid record.  *err tells of the damaged record
- * nearest to the end, if there is one, else that none was found. */
+ * nearest to the end, if there is one, else that none was found.  A record that is sealed but
+ * senseless ends the search: an older state must not take its place unsaid. */
 static int record_search(int fd, uint64_t end, const uint8_t *store_id,
                          struct lm__record *rec, struct lm_error *err)
 {
@@ -34,7 +35,7 @@ static int record_search(int fd, uint64_t end, const uint8_t *store_id,
     if (!buf)
         return lm__fail(err, lm__error(-ENOMEM, "commit record"));
 
-    int rc = LM_E_NO_COMMIT;
+    int rc = LM_E_NO_COMMIT, has_candidate = 0;
     for (uint64_t high = end; rc == LM_E_NO_COMMIT && high > LM_SUPERBLOCK_BYTES;) {
         uint64_t low = high > SCAN_BYTES + LM_SUPERBLOCK_BYTES
                            ? lm__round_down(high - SCAN_BYTES, LM_RECORD_ALIGN)
@@ -52,10 +53,11 @@ static int record_search(int fd, uint64_t end, const uint8_t *store_id,
             if (at + LM_RECORD_BYTES > top)
                 continue;
             int found = lm__record_decode(buf + (at - low), at, store_id, rec, &e);
-            if (found == 0)
-                rc = 0;
-            else if (found != LM_E_MAGIC && worst.code == LM_E_NO_COMMIT)
+            if (found != LM_E_MAGIC && !has_candidate)
                 worst = e;
+            has_candidate |= found != LM_E_MAGIC;
+            if (found == 0 || found == LM_E_FORMAT)
+                rc = found;
         }
         high = low;
     }
