@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Build recipe of the extension module ``lazymem._lazymem``.
 
-The cdef is ``lazymem.h`` without the preprocessor's lines, so nothing is declared twice.
-``setup.py`` names :data:`ffibuilder`; cffi compiles it when the package is installed.
+The cdef is ``lazymem.h`` without the preprocessor's lines, so nothing is declared
+twice. ``setup.py`` names :data:`ffibuilder`; cffi compiles it when the package is
+installed.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@
 #ifdef LM_CHECKS
 #include <stdio.h>
 #include <stdlib.h>
-#define lm_assert(condition)                                                             \
-    do {                                                                                 \
-        if (!(condition)) {                                                              \
-            fprintf(stderr, "%s:%d: %s: assertion failed: %s\n", __FILE__, __LINE__,     \
-                    __func__, #condition);                                               \
-            abort();                                                                     \
-        }                                                                                \
+#define lm_assert(condition)                                                           \
+    do {                                                                               \
+        if (!(condition)) {                                                            \
+            fprintf(stderr, "%s:%d: %s: assertion failed: %s\n", __FILE__, __LINE__,   \
+                    __func__, #condition);                                             \
+            abort();                                                                   \
+        }                                                                              \
     } while (0)
 #else
 #define lm_assert(condition) ((void)0)

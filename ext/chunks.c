@@ -24,7 +24,8 @@
 
 #include "internal.h"
 
-#define MAPPED_COUNT_MIN 16384 /* mappings are scarce: small arrays come from the heap */
+#define MAPPED_COUNT_MIN                                                               \
+    16384 /* mappings are scarce: small arrays come from the heap */
 #define STATE_BITS 2
 #define STATE_MASK ((1u << STATE_BITS) - 1)
 

@@ -71,15 +71,15 @@ static int64_t none_code(const void *src, size_t bytes, void *dst, size_t capaci
     return (int64_t)bytes;
 }
 
-static int64_t none_encode(struct lm__scratch *s, int level, const void *src, size_t bytes,
-                           void *dst, size_t capacity)
+static int64_t none_encode(struct lm__scratch *s, int level, const void *src,
+                           size_t bytes, void *dst, size_t capacity)
 {
     (void)s, (void)level;
     return none_code(src, bytes, dst, capacity);
 }
 
-static int64_t none_decode(struct lm__scratch *s, const void *src, size_t bytes, void *dst,
-                           size_t capacity)
+static int64_t none_decode(struct lm__scratch *s, const void *src, size_t bytes,
+                           void *dst, size_t capacity)
 {
     (void)s;
     return none_code(src, bytes, dst, capacity);
@@ -87,8 +87,8 @@ static int64_t none_decode(struct lm__scratch *s, const void *src, size_t bytes,
 
 #define LZ4_HC_LEVEL_MIN 2 /* from here on the slow, dense compressor */
 
-static int64_t lz4_encode(struct lm__scratch *s, int level, const void *src, size_t bytes,
-                          void *dst, size_t capacity)
+static int64_t lz4_encode(struct lm__scratch *s, int level, const void *src,
+                          size_t bytes, void *dst, size_t capacity)
 {
     (void)s;
     int n = level >= LZ4_HC_LEVEL_MIN
@@ -98,16 +98,16 @@ static int64_t lz4_encode(struct lm__scratch *s, int level, const void *src, siz
     return n > 0 ? n : LM_E_DECODE;
 }
 
-static int64_t lz4_decode(struct lm__scratch *s, const void *src, size_t bytes, void *dst,
-                          size_t capacity)
+static int64_t lz4_decode(struct lm__scratch *s, const void *src, size_t bytes,
+                          void *dst, size_t capacity)
 {
     (void)s;
     int n = g_lz4.decompress_safe(src, dst, (int)bytes, (int)capacity);
     return n >= 0 ? n : LM_E_DECODE;
 }
 
-static int64_t zstd_encode(struct lm__scratch *s, int level, const void *src, size_t bytes,
-                           void *dst, size_t capacity)
+static int64_t zstd_encode(struct lm__scratch *s, int level, const void *src,
+                           size_t bytes, void *dst, size_t capacity)
 {
     if (!s->zstd_cctx && !(s->zstd_cctx = g_zstd.create_cctx()))
         return -ENOMEM;
@@ -115,8 +115,8 @@ static int64_t zstd_encode(struct lm__scratch *s, int level, const void *src, si
     return g_zstd.is_error(n) ? LM_E_DECODE : (int64_t)n;
 }
 
-static int64_t zstd_decode(struct lm__scratch *s, const void *src, size_t bytes, void *dst,
-                           size_t capacity)
+static int64_t zstd_decode(struct lm__scratch *s, const void *src, size_t bytes,
+                           void *dst, size_t capacity)
 {
     if (!s->zstd_dctx && !(s->zstd_dctx = g_zstd.create_dctx()))
         return -ENOMEM;

@@ -29,8 +29,9 @@ static uint32_t crc_by_table(uint32_t crc, const uint8_t *p, size_t bytes)
 
 #if defined(__x86_64__)
 #include <nmmintrin.h>
-__attribute__((target("sse4.2"))) static uint32_t
-crc_by_instruction(uint32_t crc, const uint8_t *p, size_t bytes)
+__attribute__((target("sse4.2"))) static uint32_t crc_by_instruction(uint32_t crc,
+                                                                     const uint8_t *p,
+                                                                     size_t bytes)
 {
     uint64_t c = crc;
     for (; bytes >= 8; p += 8, bytes -= 8)
@@ -43,8 +44,9 @@ static int has_instruction(void) { return __builtin_cpu_supports("sse4.2"); }
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #define HWCAP_CRC32_BIT (1ul << 7)
-__attribute__((target("+crc"))) static uint32_t
-crc_by_instruction(uint32_t crc, const uint8_t *p, size_t bytes)
+__attribute__((target("+crc"))) static uint32_t crc_by_instruction(uint32_t crc,
+                                                                   const uint8_t *p,
+                                                                   size_t bytes)
 {
     for (; bytes >= 8; p += 8, bytes -= 8)
         crc = __builtin_aarch64_crc32cx(crc, lm__get64(p));
@@ -52,7 +54,10 @@ crc_by_instruction(uint32_t crc, const uint8_t *p, size_t bytes)
         crc = __builtin_aarch64_crc32cb(crc, *p);
     return crc;
 }
-static int has_instruction(void) { return (getauxval(AT_HWCAP) & HWCAP_CRC32_BIT) != 0; }
+static int has_instruction(void)
+{
+    return (getauxval(AT_HWCAP) & HWCAP_CRC32_BIT) != 0;
+}
 #else
 #define crc_by_instruction crc_by_table
 static int has_instruction(void) { return 0; }
@@ -70,7 +75,8 @@ static void init(void)
     }
     for (int k = 1; k < 8; k++)
         for (int i = 0; i < 256; i++)
-            g_table[k][i] = g_table[k - 1][i] >> 8 ^ g_table[0][g_table[k - 1][i] & 255];
+            g_table[k][i] =
+                g_table[k - 1][i] >> 8 ^ g_table[0][g_table[k - 1][i] & 255];
     g_crc = has_instruction() ? crc_by_instruction : crc_by_table;
 }
 

@@ -20,8 +20,10 @@ const char *lm_strerror(int code)
     case LM_E_CODEC: return "codec not available";
     case LM_E_CLOSED: return "the store is closed";
     case LM_E_NO_UFFD: return "userfaultfd is not available";
-    case LM_E_LOST_MAPPING: return "the array's memory mapping was changed from outside";
-    case LM_E_ORDER: return "blocks must be written in ascending order, within the object";
+    case LM_E_LOST_MAPPING:
+        return "the array's memory mapping was changed from outside";
+    case LM_E_ORDER:
+        return "blocks must be written in ascending order, within the object";
     case LM_E_CANCELLED: return "cancelled";
     case LM_E_DANGLING: return "touched memory of an array that no longer exists";
     default: return code < 0 ? strerror(-code) : "unknown code";

@@ -18,7 +18,8 @@
 
 #include "internal.h"
 
-#define SLOTS 256 /* threads that meet damage at the same time; beyond, errors are dropped */
+#define SLOTS                                                                          \
+    256 /* threads that meet damage at the same time; beyond, errors are dropped */
 
 enum slot_state { FREE, QUEUED, ANNOUNCING, ANNOUNCED };
 
@@ -31,7 +32,7 @@ struct slot {
 
 static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t g_changed = PTHREAD_COND_INITIALIZER;
-static struct slot g_slots[SLOTS];              /* under g_lock, as is the next */
+static struct slot g_slots[SLOTS]; /* under g_lock, as is the next */
 static const struct lm__runtime *g_runtime;
 
 void lm__failure_set_runtime(const struct lm__runtime *runtime)
@@ -76,7 +77,8 @@ unsigned lm__failure_report(int32_t tid, const struct lm_error *cause)
     if (s) {
         repeats = ++s->repeats;
     } else if ((s = find_state_locked(FREE))) {
-        *s = (struct slot){.state = ANNOUNCING, .tid = tid, .repeats = 1, .error = *cause};
+        *s = (struct slot){
+            .state = ANNOUNCING, .tid = tid, .repeats = 1, .error = *cause};
         s->error.tid = tid;
     }
     pthread_mutex_unlock(&g_lock);
@@ -144,7 +146,8 @@ void lm__failure_announced(int32_t tid)
 {
     pthread_mutex_lock(&g_lock);
     struct slot *s = find_locked(tid);
-    if (s && s->state == ANNOUNCING) /* else it was taken, and this is the thread's next one */
+    if (s && s->state ==
+                 ANNOUNCING) /* else it was taken, and this is the thread's next one */
         s->state = ANNOUNCED;
     pthread_cond_broadcast(&g_changed);
     pthread_mutex_unlock(&g_lock);

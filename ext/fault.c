@@ -25,16 +25,17 @@
 
 #include "internal.h"
 
-#define ANNOUNCE_MS 50          /* the toucher may itself hold the runtime's lock ... */
-#define ANNOUNCE_TRIES 20       /* ... now, but seldom at its next faults */
-#define PAGEWISE_MAX 256        /* failures of a thread, until speed matters more: see above */
-#define LINGER_NS 100000L       /* a woken thread runs within tens of microseconds ... */
-#define LINGER_DOUBLINGS_MAX 7  /* ... unless the machine is overloaded: up to 13 ms */
-#define NO_MEMORY_RETRIES 5
+#define ANNOUNCE_MS          50 /* the toucher may itself hold the runtime's lock ... */
+#define ANNOUNCE_TRIES       20 /* ... now, but seldom at its next faults */
+#define PAGEWISE_MAX         256 /* failures of a thread, until speed matters more: see above */
+#define LINGER_NS            100000L /* a woken thread runs within tens of microseconds ... */
+#define LINGER_DOUBLINGS_MAX 7 /* ... unless the machine is overloaded: up to 13 ms */
+#define NO_MEMORY_RETRIES    5
 
 /* ---- threads that wait for a chunk which another thread's fault is filling ------------------------ */
 
-#define WAITERS_MAX 256 /* more than that find the error through the one that is reported */
+#define WAITERS_MAX                                                                    \
+    256 /* more than that find the error through the one that is reported */
 
 struct waiter {
     const lm_region *region;
@@ -67,7 +68,8 @@ static int32_t waiter_take(const lm_region *r, uint64_t chunk_idx, int32_t tid)
     size_t n = lm_load_relaxed(&g_waiter_count);
     for (size_t i = 0; i < n && !taken; i++) {
         const struct waiter *w = &g_waiters[i];
-        if (w->region == r && w->chunk_idx == chunk_idx && (tid == 0 || w->tid == tid)) {
+        if (w->region == r && w->chunk_idx == chunk_idx &&
+            (tid == 0 || w->tid == tid)) {
             taken = w->tid ? w->tid : -1;
             g_waiters[i] = g_waiters[n - 1];
             lm_store_seq_cst(&g_waiter_count, n - 1);
@@ -107,7 +109,8 @@ static void abandon(lm_region *r, uint64_t chunk_idx)
 }
 
 /* Decoded bytes (NULL: zeros) into the region's memory. */
-static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes, struct lm_error *err)
+static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes,
+                   struct lm_error *err)
 {
     int uffd = lm__pager_uffd();
     size_t span = lm__region_chunk_span(r, chunk_idx);
@@ -116,7 +119,8 @@ static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes, struct lm_e
     enum lm__install answer = LM_NO_MEMORY;
     if (bytes)
         memset(bytes + used, 0, span - used);
-    for (int retries = 0; answer == LM_NO_MEMORY && retries <= NO_MEMORY_RETRIES; retries++) {
+    for (int retries = 0; answer == LM_NO_MEMORY && retries <= NO_MEMORY_RETRIES;
+         retries++) {
         struct timespec pause = {.tv_nsec = retries * 2000000L};
         if (retries > 0)
             nanosleep(&pause, NULL);
@@ -125,13 +129,10 @@ static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes, struct lm_e
     }
     switch (answer) {
     case LM_INSTALLED:
-    case LM_EXITING:
-        return 0;
-    case LM_NO_MEMORY:
-        return lm__fail(err, lm__error(-ENOMEM, "memory for the chunk"));
+    case LM_EXITING: return 0;
+    case LM_NO_MEMORY: return lm__fail(err, lm__error(-ENOMEM, "memory for the chunk"));
     case LM_VANISHED:
-    case LM_REFUSED:
-        break;
+    case LM_REFUSED: break;
     }
     return lm__fail(err, lm__error(LM_E_LOST_MAPPING, "mapping"));
 }
@@ -142,7 +143,8 @@ static int fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
 {
     uint64_t stored_bytes = 0;
     uint8_t *bytes = NULL;
-    int rc = lm__object_decode(r->object, chunk_idx, scratch, &bytes, &stored_bytes, err);
+    int rc =
+        lm__object_decode(r->object, chunk_idx, scratch, &bytes, &stored_bytes, err);
     if (rc >= 0)
         rc = install(r, chunk_idx, bytes, err);
     if (rc < 0) {
@@ -236,8 +238,8 @@ static int page_is_present(uintptr_t addr)
     return present & 1;
 }
 
-static void serve_claimed(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
-                          struct lm__scratch *scratch)
+static void serve_claimed(lm_region *r, uint64_t chunk_idx,
+                          const struct lm__fault *fault, struct lm__scratch *scratch)
 {
     struct lm_error cause = lm__error(LM_E_CLOSED, "array");
     cause.tag = r->object->spec.tag;
@@ -261,7 +263,8 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
             continue;
         }
         if (state == LM_CHUNK_CLEAN && page_is_present(fault->addr)) {
-            lm__uffd_wake(lm__pager_uffd(), lm__round_down(fault->addr, lm__page_bytes()),
+            lm__uffd_wake(lm__pager_uffd(),
+                          lm__round_down(fault->addr, lm__page_bytes()),
                           lm__page_bytes());
             return;
         }

@@ -13,6 +13,8 @@
 
 #include "internal.h"
 
+#define INLINE static inline __attribute__((always_inline))
+
 typedef uint8_t v16 __attribute__((vector_size(16)));
 
 static inline v16 load(const uint8_t *p)
@@ -52,8 +54,7 @@ static inline v16 odd_bytes(v16 a, v16 b)
 
 /* One round joins vector i of the first half with vector i of the second half.  Starting
  * from planes, round after round doubles the length of the runs that belong together. */
-static inline __attribute__((always_inline)) void
-unshuffle_blocks(size_t width, size_t n, const uint8_t *src, uint8_t *dst)
+INLINE void unshuffle_blocks(size_t width, size_t n, const uint8_t *src, uint8_t *dst)
 {
     v16 a[16], b[16];
     for (size_t i = 0; i + 16 <= n; i += 16) {
@@ -71,8 +72,7 @@ unshuffle_blocks(size_t width, size_t n, const uint8_t *src, uint8_t *dst)
     }
 }
 
-static inline __attribute__((always_inline)) void
-shuffle_blocks(size_t width, size_t n, const uint8_t *src, uint8_t *dst)
+INLINE void shuffle_blocks(size_t width, size_t n, const uint8_t *src, uint8_t *dst)
 {
     v16 a[16], b[16];
     for (size_t i = 0; i + 16 <= n; i += 16) {

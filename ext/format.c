@@ -6,7 +6,8 @@
  */
 #include "internal.h"
 
-static const uint8_t SUPERBLOCK_MAGIC[8] = {0x89, 'L', 'Z', 'M', '\r', '\n', 0x1a, '\n'};
+static const uint8_t SUPERBLOCK_MAGIC[8] = {0x89, 'L',  'Z',  'M',
+                                            '\r', '\n', 0x1a, '\n'};
 static const uint8_t RECORD_MAGIC[8] = {'L', 'Z', 'M', 'C', 'O', 'M', 'M', 'T'};
 
 static int all_zero(const uint8_t *p, size_t bytes)
@@ -50,7 +51,8 @@ int lm__superblock_decode(const uint8_t *in, struct lm__superblock *sb,
         return lm__fail(err, at(lm__error(LM_E_VERSION, "format version"), 8,
                                 LM_FORMAT_VERSION, version));
     if (version == 0 || !all_zero(in + 12, 4) || !all_zero(in + 40, 20))
-        return lm__fail(err, at(lm__error(LM_E_FORMAT, "superblock"), 0, LM_NONE, LM_NONE));
+        return lm__fail(err,
+                        at(lm__error(LM_E_FORMAT, "superblock"), 0, LM_NONE, LM_NONE));
     memcpy(sb->store_id, in + 16, 16);
     sb->created_ns = lm__get64(in + 32);
     return 0;
@@ -76,7 +78,8 @@ void lm__record_encode(const struct lm__record *rec, uint8_t *out)
 static int record_is_sound(const struct lm__record *rec, const uint8_t *in)
 {
     const struct lm__entry *m = &rec->manifest;
-    if (!all_zero(in + 77, 47) || rec->sequence == 0 || rec->previous_offset >= rec->offset)
+    if (!all_zero(in + 77, 47) || rec->sequence == 0 ||
+        rec->previous_offset >= rec->offset)
         return 0;
     if (m->offset < LM_SUPERBLOCK_BYTES || m->offset > rec->offset ||
         m->stored_bytes > rec->offset - m->offset)
@@ -110,14 +113,16 @@ int lm__record_decode(const uint8_t *in, uint64_t offset, const uint8_t *store_i
     };
     memcpy(rec->store_id, in + 8, 16);
     if (memcmp(rec->store_id, store_id, 16) != 0)
-        return lm__fail(err, at(lm__error(LM_E_NO_COMMIT, "store id in the commit record"),
-                                offset, lm__get64(store_id), lm__get64(in + 8)));
+        return lm__fail(err,
+                        at(lm__error(LM_E_NO_COMMIT, "store id in the commit record"),
+                           offset, lm__get64(store_id), lm__get64(in + 8)));
     if (rec->offset != offset)
-        return lm__fail(err, at(lm__error(LM_E_NO_COMMIT, "offset in the commit record"),
-                                offset, offset, rec->offset));
+        return lm__fail(err,
+                        at(lm__error(LM_E_NO_COMMIT, "offset in the commit record"),
+                           offset, offset, rec->offset));
     if (!record_is_sound(rec, in))
-        return lm__fail(err, at(lm__error(LM_E_FORMAT, "commit record"), offset, LM_NONE,
-                                LM_NONE));
+        return lm__fail(
+            err, at(lm__error(LM_E_FORMAT, "commit record"), offset, LM_NONE, LM_NONE));
     return 0;
 }
 

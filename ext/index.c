@@ -68,7 +68,8 @@ int lm__index_lookup(struct lm__index *index, struct lm__source *source,
             uint64_t page_idx = chunk_idx >> shift >> lm__log2(LM_PAGE_ENTRIES);
             uint32_t count = lm__index_page_entries(index->chunks, level, page_idx);
             struct lm__index_node *loaded = NULL;
-            int rc = node_load(&entry, count, level == 1, source, scratch, &loaded, err);
+            int rc =
+                node_load(&entry, count, level == 1, source, scratch, &loaded, err);
             if (rc != 0)
                 return rc;
             if (lm_cas_acq_rel(slot, &node, loaded)) /* pairs with the load above */

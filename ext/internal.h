@@ -77,7 +77,8 @@ struct lm__entry {
     uint8_t filter;
     uint8_t zero[6];
 };
-_Static_assert(sizeof(struct lm__entry) == LM_ENTRY_BYTES, "entries are stored as they are");
+_Static_assert(sizeof(struct lm__entry) == LM_ENTRY_BYTES,
+               "entries are stored as they are");
 
 struct lm__superblock {
     uint8_t store_id[16];
@@ -144,7 +145,7 @@ const struct lm__codec *lm__codec(int id);
 /* Where stored bytes come from: today, a file. */
 struct lm__source {
     int fd;
-    uint64_t end_offset; /* nothing of the committed state lies at or behind this */
+    uint64_t end_offset;    /* nothing of the committed state lies at or behind this */
     _Atomic int is_failing; /* the last read did */
 };
 
@@ -174,13 +175,13 @@ void lm__index_fini(struct lm__index *index);
 
 struct lm_store {
     _Atomic uint32_t refs;
-    struct lm__source source;  /* fixed after open, as all below */
+    struct lm__source source; /* fixed after open, as all below */
     struct lm__record record;
 };
 
 struct lm_object {
     _Atomic uint32_t refs;
-    lm_store *store;           /* fixed after open, as all below but the index's pages */
+    lm_store *store; /* fixed after open, as all below but the index's pages */
     struct lm_object_spec spec;
     uint64_t chunks;
     unsigned chunk_shift;
@@ -195,8 +196,9 @@ size_t lm__object_chunk_bytes(const lm_object *object, uint64_t chunk_idx);
 enum { LM_ZERO_CHUNK = 1 };
 /* Decode a chunk into the scratch; *out points at its bytes there, and stored bytes are
  * added to *stored_bytes.  Returns 0, LM_ZERO_CHUNK (with *out unset), or an error. */
-int lm__object_decode(lm_object *object, uint64_t chunk_idx, struct lm__scratch *scratch,
-                      uint8_t **out, uint64_t *stored_bytes, struct lm_error *err);
+int lm__object_decode(lm_object *object, uint64_t chunk_idx,
+                      struct lm__scratch *scratch, uint8_t **out,
+                      uint64_t *stored_bytes, struct lm_error *err);
 
 /* ---- chunks.c -------------------------------------------------------------------------------- */
 
@@ -214,7 +216,8 @@ int lm__chunks_init(struct lm__chunks *chunks, uint64_t count);
 void lm__chunks_fini(struct lm__chunks *chunks);
 enum lm__chunk_state lm__chunks_state(const struct lm__chunks *chunks, uint64_t idx);
 /* ABSENT or CLEAN -> FILLING, if the chunk is in state `from`.  1: it is the caller's. */
-int lm__chunks_claim(struct lm__chunks *chunks, uint64_t idx, enum lm__chunk_state from);
+int lm__chunks_claim(struct lm__chunks *chunks, uint64_t idx,
+                     enum lm__chunk_state from);
 /* FILLING -> CLEAN.  0: the generation has changed; the chunk is still FILLING. */
 int lm__chunks_publish(struct lm__chunks *chunks, uint64_t idx);
 /* FILLING -> ABSENT. */
@@ -271,16 +274,17 @@ void lm__failure_bequeath(int32_t tid, int32_t heir);
 struct lm__arena;
 
 struct lm_region {
-    _Atomic uint32_t refs;     /* the owner's, and one for every fill in flight */
-    lm_object *object;         /* fixed after open, as all down to slot_idx */
+    _Atomic uint32_t refs; /* the owner's, and one for every fill in flight */
+    lm_object *object;     /* fixed after open, as all down to slot_idx */
     uintptr_t addr;
-    size_t bytes;              /* of the mapping: whole pages */
+    size_t bytes; /* of the mapping: whole pages */
     struct lm__arena *arena;
     size_t slot_idx;
     struct lm__chunks chunks;
     _Atomic int released;
     _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
-    _Atomic uint64_t failures, failures_over; /* begun, and with 0xFF bytes gone again */
+    _Atomic uint64_t failures,
+        failures_over;          /* begun, and with 0xFF bytes gone again */
     struct lm_error last_error; /* under map_lock; code 0: none */
 };
 
@@ -301,8 +305,8 @@ size_t lm__page_bytes(void);
 /* Serve one page fault. */
 void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch);
 /* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
-int lm__fault_prefetch(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
-                       struct lm_error *err);
+int lm__fault_prefetch(lm_region *region, uint64_t chunk_idx,
+                       struct lm__scratch *scratch, struct lm_error *err);
 
 /* ---- pager.c ----------------------------------------------------------------------------------------------- */
 
@@ -316,8 +320,8 @@ int lm__thread_start(void *(*run)(void *), void *arg, const char *name);
 /* ---- workers.c ----------------------------------------------------------------------------------------------- */
 
 /* One step of a job, on some worker.  0, or a negative code with *err filled. */
-typedef int (*lm__step_fn)(void *context, uint64_t step_idx, struct lm__scratch *scratch,
-                           struct lm_error *err);
+typedef int (*lm__step_fn)(void *context, uint64_t step_idx,
+                           struct lm__scratch *scratch, struct lm_error *err);
 
 struct lm__job_spec {
     lm__step_fn step;

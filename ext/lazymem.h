@@ -17,18 +17,18 @@ extern "C" {
 /* ---- errors ------------------------------------------------------------------------ */
 
 enum lm_code {
-    LM_E_MAGIC = -20001,     /* not a lazymem file */
-    LM_E_VERSION = -20002,   /* written by a newer format version */
-    LM_E_FORMAT = -20003,    /* a field that contradicts the format */
-    LM_E_CHECKSUM = -20004,  /* bytes that do not match their CRC32C */
-    LM_E_TRUNCATED = -20005, /* the file ends before the bytes it refers to */
-    LM_E_NO_COMMIT = -20006, /* no intact commit record */
-    LM_E_DECODE = -20007,    /* the codec refused bytes whose checksum is right */
-    LM_E_CODEC = -20008,     /* an unknown codec, or its library is missing */
-    LM_E_CLOSED = -20009,    /* the store was closed under a live array */
-    LM_E_NO_UFFD = -20010,   /* userfaultfd can't be opened here */
+    LM_E_MAGIC = -20001,        /* not a lazymem file */
+    LM_E_VERSION = -20002,      /* written by a newer format version */
+    LM_E_FORMAT = -20003,       /* a field that contradicts the format */
+    LM_E_CHECKSUM = -20004,     /* bytes that do not match their CRC32C */
+    LM_E_TRUNCATED = -20005,    /* the file ends before the bytes it refers to */
+    LM_E_NO_COMMIT = -20006,    /* no intact commit record */
+    LM_E_DECODE = -20007,       /* the codec refused bytes whose checksum is right */
+    LM_E_CODEC = -20008,        /* an unknown codec, or its library is missing */
+    LM_E_CLOSED = -20009,       /* the store was closed under a live array */
+    LM_E_NO_UFFD = -20010,      /* userfaultfd can't be opened here */
     LM_E_LOST_MAPPING = -20011, /* the array's mapping was changed from outside */
-    LM_E_ORDER = -20012,     /* blocks of an object must be written in ascending order */
+    LM_E_ORDER = -20012, /* blocks of an object must be written in ascending order */
     LM_E_CANCELLED = -20013, /* the job was cancelled */
     LM_E_DANGLING = -20014,  /* a touch of memory whose array no longer exists */
 };
@@ -36,13 +36,13 @@ enum lm_code {
 /* What went wrong and where.  A field that does not apply is all ones. */
 struct lm_error {
     int32_t code;
-    int32_t tid;        /* of the thread that touched the memory; 0 if none did */
-    uint64_t tag;       /* of the object, see struct lm_object_spec */
+    int32_t tid;  /* of the thread that touched the memory; 0 if none did */
+    uint64_t tag; /* of the object, see struct lm_object_spec */
     uint64_t chunk_idx;
-    uint64_t offset;    /* in the file, bytes */
-    uint64_t expected;  /* checksum, length, ...: what `what` says */
+    uint64_t offset;   /* in the file, bytes */
+    uint64_t expected; /* checksum, length, ...: what `what` says */
     uint64_t found;
-    char what[48];      /* the thing that is wrong: "payload", "index page", ... */
+    char what[48]; /* the thing that is wrong: "payload", "index page", ... */
 };
 
 const char *lm_strerror(int code);
@@ -80,7 +80,7 @@ typedef struct lm_job lm_job;
 struct lm_progress {
     uint64_t steps_done;
     uint64_t steps_total;
-    uint64_t errors;  /* steps that failed */
+    uint64_t errors; /* steps that failed */
 };
 
 /* Wait until the job has ended, at most timeout_ms.  Returns 1 if it has, 0 if not. */
@@ -98,13 +98,13 @@ typedef struct lm_store lm_store;
 
 struct lm_commit {
     uint8_t store_id[16];
-    uint64_t offset;         /* of the commit record */
-    uint64_t sequence;       /* 1 for the first commit of a file */
+    uint64_t offset;          /* of the commit record */
+    uint64_t sequence;        /* 1 for the first commit of a file */
     uint64_t previous_offset; /* of the commit before; 0 if there is none */
-    uint64_t time_ns;        /* since the epoch */
-    uint64_t manifest_bytes; /* decoded */
+    uint64_t time_ns;         /* since the epoch */
+    uint64_t manifest_bytes;  /* decoded */
     uint64_t file_bytes;
-    uint64_t torn_bytes;     /* after the record: an unfinished commit, ignored */
+    uint64_t torn_bytes; /* after the record: an unfinished commit, ignored */
 };
 
 int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
@@ -119,11 +119,11 @@ void lm_store_close(lm_store *store);
 typedef struct lm_object lm_object;
 
 struct lm_object_spec {
-    uint64_t tag;           /* comes back in errors */
+    uint64_t tag; /* comes back in errors */
     uint64_t object_bytes;
     uint32_t chunk_bytes;
     uint32_t shuffle_width;
-    uint64_t index_offset;  /* 0: every chunk is zero */
+    uint64_t index_offset; /* 0: every chunk is zero */
     uint32_t index_bytes;
     uint32_t index_crc;
 };
@@ -164,7 +164,8 @@ void lm_region_release(lm_region *region);
 void lm_region_retain(lm_region *region);
 void lm_region_close(lm_region *region);
 /* Fill the chunks that overlap [offset, offset + nbytes), on all cores. */
-int lm_region_prefetch(lm_region *region, uint64_t offset, uint64_t nbytes, lm_job **out);
+int lm_region_prefetch(lm_region *region, uint64_t offset, uint64_t nbytes,
+                       lm_job **out);
 /* One byte per chunk from first_chunk on, 1 if resident.  Returns how many are. */
 uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
                              uint64_t chunks, uint8_t *mask);
@@ -189,13 +190,13 @@ int lm_failure_take(int32_t tid, struct lm_error *out);
 enum lm_uffd_mode { LM_UFFD_NONE = 0, LM_UFFD_FULL = 1, LM_UFFD_USER_ONLY = 2 };
 
 struct lm_uffd_info {
-    int32_t mode;        /* enum lm_uffd_mode */
-    int32_t dev_errno;   /* why /dev/userfaultfd failed; 0: that is how it was opened */
-    int32_t full_errno;  /* why the system call failed; 0: worked, or was not tried */
-    int32_t user_errno;  /* why UFFD_USER_MODE_ONLY failed; 0 likewise */
-    int32_t api_errno;   /* why the API handshake failed */
-    int32_t handlers;    /* fault threads now running in this process */
-    uint64_t features;   /* offered by the kernel and not masked */
+    int32_t mode;       /* enum lm_uffd_mode */
+    int32_t dev_errno;  /* why /dev/userfaultfd failed; 0: that is how it was opened */
+    int32_t full_errno; /* why the system call failed; 0: worked, or was not tried */
+    int32_t user_errno; /* why UFFD_USER_MODE_ONLY failed; 0 likewise */
+    int32_t api_errno;  /* why the API handshake failed */
+    int32_t handlers;   /* fault threads now running in this process */
+    uint64_t features;  /* offered by the kernel and not masked */
 };
 
 /* Open and close a userfaultfd to see what this process may do. */
@@ -204,20 +205,20 @@ void lm_uffd_probe(struct lm_uffd_info *out);
 const char *lm_uffd_feature_name(int bit);
 
 struct lm_pager_stats {
-    uint64_t events;       /* page-fault events read */
-    uint64_t copies;       /* UFFDIO_COPY calls */
-    uint64_t zeropages;    /* UFFDIO_ZEROPAGE calls */
-    uint64_t wakes;        /* UFFDIO_WAKE calls */
-    uint64_t eexist;       /* answers by errno, see uffd.c */
+    uint64_t events;    /* page-fault events read */
+    uint64_t copies;    /* UFFDIO_COPY calls */
+    uint64_t zeropages; /* UFFDIO_ZEROPAGE calls */
+    uint64_t wakes;     /* UFFDIO_WAKE calls */
+    uint64_t eexist;    /* answers by errno, see uffd.c */
     uint64_t eagain_partial;
     uint64_t eagain;
     uint64_t enoent;
     uint64_t enomem;
-    uint64_t refused;      /* EINVAL and EFAULT */
+    uint64_t refused; /* EINVAL and EFAULT */
     uint64_t regions_live;
     uint64_t arenas;
     uint64_t handlers;
-    uint64_t mode;         /* enum lm_uffd_mode */
+    uint64_t mode; /* enum lm_uffd_mode */
 };
 
 /* Start the fault threads if they do not run.  Returns 0, or LM_E_NO_UFFD for good. */
@@ -233,7 +234,7 @@ struct lm_written {
     uint64_t index_offset;
     uint32_t index_bytes;
     uint32_t index_crc;
-    uint64_t stored_bytes;    /* payloads; a repeated chunk counts once */
+    uint64_t stored_bytes; /* payloads; a repeated chunk counts once */
     uint64_t chunks_total;
     uint64_t chunks_zero;
     uint64_t chunks_repeated;
@@ -249,7 +250,8 @@ int lm_writer_begin(lm_writer *writer, const struct lm_encoding *enc,
 int lm_writer_write(lm_writer_object *object, uint64_t offset, const void *data,
                     uint64_t nbytes, lm_job **out, struct lm_error *err);
 /* Store what is left of the object and its index; frees `object` whatever happens. */
-int lm_writer_end(lm_writer_object *object, struct lm_written *out, struct lm_error *err);
+int lm_writer_end(lm_writer_object *object, struct lm_written *out,
+                  struct lm_error *err);
 /* Append manifest and commit record; on return both are on the disk. */
 int lm_writer_commit(lm_writer *writer, const char *manifest, uint64_t manifest_bytes,
                      uint64_t *file_bytes, struct lm_error *err);

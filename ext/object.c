@@ -15,7 +15,8 @@ int lm_object_open(lm_store *store, const struct lm_object_spec *spec, lm_object
 {
     struct lm_error cause = lm__error(LM_E_FORMAT, "object");
     cause.tag = spec->tag;
-    if (!lm__is_power_of_two(spec->chunk_bytes) || spec->chunk_bytes < LM_CHUNK_BYTES_MIN ||
+    if (!lm__is_power_of_two(spec->chunk_bytes) ||
+        spec->chunk_bytes < LM_CHUNK_BYTES_MIN ||
         spec->chunk_bytes > LM_CHUNK_BYTES_MAX || spec->object_bytes == 0 ||
         spec->object_bytes > INT64_MAX || spec->shuffle_width > spec->chunk_bytes)
         return lm__fail(err, cause);
@@ -67,11 +68,12 @@ static int entry_is_sound(const lm_object *o, const struct lm__entry *e, size_t 
     if (e->filter > LM_FILTER_SHUFFLE ||
         (e->filter == LM_FILTER_SHUFFLE && o->spec.shuffle_width == 0))
         return 0;
-    return e->codec == LM_CODEC_NONE ? e->stored_bytes == bytes : e->stored_bytes <= bytes;
+    return e->codec == LM_CODEC_NONE ? e->stored_bytes == bytes
+                                     : e->stored_bytes <= bytes;
 }
 
-static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s, uint8_t **out,
-                  uint64_t *stored_bytes, struct lm_error *err)
+static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
+                  uint8_t **out, uint64_t *stored_bytes, struct lm_error *err)
 {
     size_t bytes = lm__object_chunk_bytes(o, chunk_idx);
     struct lm__entry e;
@@ -156,7 +158,8 @@ static int read_step(void *context, uint64_t step_idx, struct lm__scratch *scrat
     if (rc == LM_ZERO_CHUNK)
         memset(job->dst + (low - job->offset), 0, (size_t)(high - low));
     else
-        memcpy(job->dst + (low - job->offset), bytes + (low - start), (size_t)(high - low));
+        memcpy(job->dst + (low - job->offset), bytes + (low - start),
+               (size_t)(high - low));
     return 0;
 }
 
@@ -167,7 +170,8 @@ static void read_free(void *context)
     free(job);
 }
 
-static int read_start(lm_object *o, uint64_t offset, uint64_t nbytes, void *dst, lm_job **out)
+static int read_start(lm_object *o, uint64_t offset, uint64_t nbytes, void *dst,
+                      lm_job **out)
 {
     if (nbytes == 0 || offset > o->spec.object_bytes ||
         nbytes > o->spec.object_bytes - offset)
@@ -175,19 +179,22 @@ static int read_start(lm_object *o, uint64_t offset, uint64_t nbytes, void *dst,
     struct read_job *job = malloc(sizeof *job);
     if (!job)
         return -ENOMEM;
-    *job = (struct read_job){.object = o, .offset = offset, .nbytes = nbytes, .dst = dst};
+    *job =
+        (struct read_job){.object = o, .offset = offset, .nbytes = nbytes, .dst = dst};
     lm__object_retain(o);
     struct lm__job_spec spec = {
         .step = read_step,
         .free_context = read_free,
         .context = job,
-        .steps = ((offset + nbytes - 1) >> o->chunk_shift) - (offset >> o->chunk_shift) + 1,
+        .steps =
+            ((offset + nbytes - 1) >> o->chunk_shift) - (offset >> o->chunk_shift) + 1,
         .keep_going = dst == NULL,
     };
     return lm__job_start(&spec, out);
 }
 
-int lm_object_read(lm_object *o, uint64_t offset, uint64_t nbytes, void *dst, lm_job **out)
+int lm_object_read(lm_object *o, uint64_t offset, uint64_t nbytes, void *dst,
+                   lm_job **out)
 {
     return dst ? read_start(o, offset, nbytes, dst, out) : -EINVAL;
 }

@@ -18,19 +18,19 @@
 
 #include "internal.h"
 
-#define HANDLERS_MAX 32         /* while they sleep on slow reads; a bound, not a plan */
-#define STACK_BYTES (512 << 10) /* the codecs keep their tables on the heap */
+#define HANDLERS_MAX 32 /* while they sleep on slow reads; a bound, not a plan */
+#define STACK_BYTES  (512 << 10) /* the codecs keep their tables on the heap */
 
 static struct {
     pthread_mutex_t start_lock;
-    int is_started;          /* under start_lock */
-    int start_error;         /* under start_lock */
+    int is_started;  /* under start_lock */
+    int start_error; /* under start_lock */
     _Atomic int uffd;
     _Atomic int mode;
-    int readers_wanted;      /* fixed after start */
-    _Atomic int readers;     /* handlers in read(), or on their way there */
+    int readers_wanted;  /* fixed after start */
+    _Atomic int readers; /* handlers in read(), or on their way there */
     _Atomic int handlers;
-    pthread_rwlock_t fills;  /* read: a fill is in flight; write: fork */
+    pthread_rwlock_t fills; /* read: a fill is in flight; write: fork */
 } g_pager = {.start_lock = PTHREAD_MUTEX_INITIALIZER,
              .uffd = -1,
              .fills = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP};
@@ -41,7 +41,10 @@ void lm__pager_fill_end(void) { pthread_rwlock_unlock(&g_pager.fills); }
 
 static void fork_prepare(void), fork_done(void), fork_child(void);
 
-static void install_fork_hooks(void) { pthread_atfork(fork_prepare, fork_done, fork_child); }
+static void install_fork_hooks(void)
+{
+    pthread_atfork(fork_prepare, fork_done, fork_child);
+}
 
 int lm__thread_start(void *(*run)(void *), void *arg, const char *name)
 {
@@ -136,7 +139,8 @@ static int start(void)
             started++;
     if (started > 0)
         return 0;
-    lm_store_release(&g_pager.uffd, -1); /* with nobody to read it, a touch would hang */
+    lm_store_release(&g_pager.uffd,
+                     -1); /* with nobody to read it, a touch would hang */
     close(uffd);
     return rc;
 }
@@ -164,7 +168,8 @@ static void fork_done(void)
 /* The child has this thread alone, and mappings that are no longer registered. */
 static void fork_child(void)
 {
-    static const pthread_rwlock_t fresh = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+    static const pthread_rwlock_t fresh =
+        PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
     g_pager.fills = fresh;
     pthread_rwlock_wrlock(&g_pager.fills);
     lm__workers_fork_child();

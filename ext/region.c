@@ -26,8 +26,9 @@
 #include "internal.h"
 
 #define SHARED_ARENA_BYTES ((size_t)256 << 20)
-#define SLOT_BYTES_MAX ((size_t)16 << 20)
-#define SETTLE_TRIES 200 /* of 0.1 ms: longer than any one failed fill leaves its bytes */
+#define SLOT_BYTES_MAX     ((size_t)16 << 20)
+#define SETTLE_TRIES                                                                   \
+    200 /* of 0.1 ms: longer than any one failed fill leaves its bytes */
 
 struct lm__arena {
     uintptr_t addr;
@@ -37,7 +38,7 @@ struct lm__arena {
     lm_region **regions;  /* by slot; under map_lock, as all below */
     uint32_t *free_slots; /* a stack; its first entry is handed out first */
     size_t free_count;
-    int served_dangling;  /* free slots may hold pages */
+    int served_dangling; /* free slots may hold pages */
 };
 
 static pthread_mutex_t g_map_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -86,7 +87,8 @@ static int arena_new(size_t bytes, unsigned slot_shift, struct lm__arena **out)
         a->free_slots[i] = (uint32_t)(a->slots - 1 - i);
 
     /* After mlockall() the system fills whatever can be accessed, with zeros, at once. */
-    void *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     if (p == MAP_FAILED) {
         rc = -errno;
         goto free_arena;
@@ -181,7 +183,8 @@ static int slot_take(lm_region *r)
     int is_shared = r->bytes <= SLOT_BYTES_MAX;
     unsigned slot_shift = 63; /* of an arena that is one slot */
     if (is_shared)
-        for (slot_shift = lm__log2(lm__page_bytes()); (size_t)1 << slot_shift < r->bytes;)
+        for (slot_shift = lm__log2(lm__page_bytes());
+             (size_t)1 << slot_shift < r->bytes;)
             slot_shift++;
 
     pthread_mutex_lock(&g_map_lock);
@@ -279,7 +282,8 @@ void lm__region_fork_child(void)
 {
     for (size_t i = 0; i < g_arena_count; i++) {
         struct lm__arena *a = g_arenas[i];
-        if (lm__pager_uffd() < 0 || lm__uffd_register(lm__pager_uffd(), a->addr, a->bytes) != 0)
+        if (lm__pager_uffd() < 0 ||
+            lm__uffd_register(lm__pager_uffd(), a->addr, a->bytes) != 0)
             mprotect((void *)a->addr, a->bytes, PROT_NONE);
     }
 }
@@ -387,7 +391,10 @@ void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
     };
 }
 
-uint64_t lm_region_failures(const lm_region *r) { return lm_load_seq_cst(&r->failures); }
+uint64_t lm_region_failures(const lm_region *r)
+{
+    return lm_load_seq_cst(&r->failures);
+}
 
 uint64_t lm_region_settle(const lm_region *r)
 {

@@ -11,7 +11,8 @@
 
 #include "internal.h"
 
-#define SCAN_BYTES (1u << 20) /* read at once while searching: large enough to be fast */
+#define SCAN_BYTES                                                                     \
+    (1u << 20) /* read at once while searching: large enough to be fast */
 
 static int record_read(int fd, uint64_t offset, const uint8_t *store_id,
                        struct lm__record *rec, struct lm_error *err)
@@ -86,7 +87,8 @@ static int store_read_head(lm_store *s, uint64_t file_bytes, struct lm_error *er
 
     uint64_t end = lm__round_down(file_bytes, LM_RECORD_ALIGN);
     if (end >= LM_SUPERBLOCK_BYTES + LM_RECORD_BYTES &&
-        record_read(s->source.fd, end - LM_RECORD_BYTES, sb.store_id, &s->record, NULL) == 0)
+        record_read(s->source.fd, end - LM_RECORD_BYTES, sb.store_id, &s->record,
+                    NULL) == 0)
         return 0;
     return record_search(s->source.fd, file_bytes, sb.store_id, &s->record, err);
 }
@@ -143,7 +145,8 @@ int lm_store_manifest(lm_store *s, char *buf, struct lm_error *err)
     void *stored = malloc(rec->manifest.stored_bytes + 1u);
     if (!stored)
         return lm__fail(err, lm__error(-ENOMEM, "manifest"));
-    int rc = lm__source_read(&s->source, &rec->manifest, "manifest", &scratch, stored, err);
+    int rc =
+        lm__source_read(&s->source, &rec->manifest, "manifest", &scratch, stored, err);
     if (rc == 0) {
         int64_t n = lm__codec(rec->manifest.codec)
                         ->decode(&scratch, stored, rec->manifest.stored_bytes, buf,

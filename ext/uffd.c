@@ -26,13 +26,13 @@
 
 #include "internal.h"
 
-#define UFFD_API 0xAAull
-#define UFFD_USER_MODE_ONLY 1
-#define UFFD_EVENT_PAGEFAULT 0x12
-#define UFFD_PAGEFAULT_FLAG_WRITE 1
+#define UFFD_API                     0xAAull
+#define UFFD_USER_MODE_ONLY          1
+#define UFFD_EVENT_PAGEFAULT         0x12
+#define UFFD_PAGEFAULT_FLAG_WRITE    1
 #define UFFDIO_REGISTER_MODE_MISSING 1ull
-#define UFFDIO_MODE_DONTWAKE 1ull /* of COPY and of ZEROPAGE */
-#define UFFD_FEATURE_THREAD_ID (1ull << 8)
+#define UFFDIO_MODE_DONTWAKE         1ull /* of COPY and of ZEROPAGE */
+#define UFFD_FEATURE_THREAD_ID       (1ull << 8)
 
 struct uffd_msg {
     uint8_t event;
@@ -44,26 +44,55 @@ struct uffd_msg {
 };
 _Static_assert(sizeof(struct uffd_msg) == 32, "struct uffd_msg of the kernel");
 
-struct uffdio_api { uint64_t api, features, ioctls; };
-struct uffdio_range { uint64_t start, len; };
-struct uffdio_register { struct uffdio_range range; uint64_t mode, ioctls; };
-struct uffdio_copy { uint64_t dst, src, len, mode; int64_t copy; };
-struct uffdio_zeropage { struct uffdio_range range; uint64_t mode; int64_t zeropage; };
+struct uffdio_api {
+    uint64_t api, features, ioctls;
+};
+struct uffdio_range {
+    uint64_t start, len;
+};
+struct uffdio_register {
+    struct uffdio_range range;
+    uint64_t mode, ioctls;
+};
+struct uffdio_copy {
+    uint64_t dst, src, len, mode;
+    int64_t copy;
+};
+struct uffdio_zeropage {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t zeropage;
+};
 
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#define UFFDIO_API _IOWR(0xAA, 0x3F, struct uffdio_api)
-#define UFFDIO_REGISTER _IOWR(0xAA, 0x00, struct uffdio_register)
-#define UFFDIO_WAKE _IOR(0xAA, 0x02, struct uffdio_range)
-#define UFFDIO_COPY _IOWR(0xAA, 0x03, struct uffdio_copy)
-#define UFFDIO_ZEROPAGE _IOWR(0xAA, 0x04, struct uffdio_zeropage)
+#define UFFDIO_API          _IOWR(0xAA, 0x3F, struct uffdio_api)
+#define UFFDIO_REGISTER     _IOWR(0xAA, 0x00, struct uffdio_register)
+#define UFFDIO_WAKE         _IOR(0xAA, 0x02, struct uffdio_range)
+#define UFFDIO_COPY         _IOWR(0xAA, 0x03, struct uffdio_copy)
+#define UFFDIO_ZEROPAGE     _IOWR(0xAA, 0x04, struct uffdio_zeropage)
 
-#define EAGAIN_RETRIES 2000 /* of 0.5 ms: far longer than any change of a mapping takes */
+#define EAGAIN_RETRIES                                                                 \
+    2000 /* of 0.5 ms: far longer than any change of a mapping takes */
 
 /* By bit number. */
 static const char *const FEATURES[] = {
-    "wp", "event_fork", "event_remap", "event_remove", "hugetlb", "shmem", "event_unmap",
-    "sigbus", "thread_id", "minor_hugetlb", "minor_shmem", "exact_address", "wp_hugetlb_shmem",
-    "wp_unpopulated", "poison", "wp_async", "move",
+    "wp",
+    "event_fork",
+    "event_remap",
+    "event_remove",
+    "hugetlb",
+    "shmem",
+    "event_unmap",
+    "sigbus",
+    "thread_id",
+    "minor_hugetlb",
+    "minor_shmem",
+    "exact_address",
+    "wp_hugetlb_shmem",
+    "wp_unpopulated",
+    "poison",
+    "wp_async",
+    "move",
 };
 #define FEATURE_COUNT ((int)(sizeof FEATURES / sizeof FEATURES[0]))
 
@@ -217,7 +246,8 @@ static int install_once(int uffd, const struct range_left *left, size_t *done)
         rc = ioctl(uffd, UFFDIO_COPY, &arg);
         bytes = arg.copy;
     } else {
-        struct uffdio_zeropage arg = {{left->addr, left->bytes}, UFFDIO_MODE_DONTWAKE, 0};
+        struct uffdio_zeropage arg = {
+            {left->addr, left->bytes}, UFFDIO_MODE_DONTWAKE, 0};
         lm_add_relaxed(&g_stats.zeropages, 1);
         rc = ioctl(uffd, UFFDIO_ZEROPAGE, &arg);
         bytes = arg.zeropage;
@@ -243,8 +273,7 @@ static enum lm__install install(int uffd, struct range_left left)
         lm_assert(done <= left.bytes);
         advance(&left, done);
         switch (error) {
-        case 0:
-            break;
+        case 0: break;
         case EEXIST:
             lm_add_relaxed(&g_stats.eexist, 1);
             advance(&left, lm__page_bytes());
@@ -260,18 +289,11 @@ static enum lm__install install(int uffd, struct range_left left)
                 nanosleep(&pause, NULL);
             }
             break;
-        case ENOENT:
-            lm_add_relaxed(&g_stats.enoent, 1);
-            return LM_VANISHED;
+        case ENOENT: lm_add_relaxed(&g_stats.enoent, 1); return LM_VANISHED;
         case ESRCH:
-        case ENOSPC:
-            return LM_EXITING;
-        case ENOMEM:
-            lm_add_relaxed(&g_stats.enomem, 1);
-            return LM_NO_MEMORY;
-        default:
-            lm_add_relaxed(&g_stats.refused, 1);
-            return LM_REFUSED;
+        case ENOSPC: return LM_EXITING;
+        case ENOMEM: lm_add_relaxed(&g_stats.enomem, 1); return LM_NO_MEMORY;
+        default: lm_add_relaxed(&g_stats.refused, 1); return LM_REFUSED;
         }
     }
     return LM_INSTALLED;

@@ -31,7 +31,7 @@ struct lm_job {
 static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t g_work = PTHREAD_COND_INITIALIZER; /* there is a step to take */
 static pthread_cond_t g_done = PTHREAD_COND_INITIALIZER; /* a step has ended */
-static lm_job *g_first, *g_last;                         /* under g_lock, as is the next */
+static lm_job *g_first, *g_last; /* under g_lock, as is the next */
 static unsigned g_workers;
 
 unsigned lm__workers_cores(void)

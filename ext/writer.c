@@ -19,8 +19,8 @@
 
 #include "internal.h"
 
-#define RING_SLOTS 16       /* chunks encoded ahead of the one that is appended */
-#define REPEATS_SLOTS 4096  /* payloads remembered, to store a repeated chunk once */
+#define RING_SLOTS     16   /* chunks encoded ahead of the one that is appended */
+#define REPEATS_SLOTS  4096 /* payloads remembered, to store a repeated chunk once */
 #define GAIN_MIN_SHIFT 5    /* a chunk that shrinks by less than 1/32 is stored raw */
 
 struct ring_slot {
@@ -35,14 +35,14 @@ struct lm_writer {
     int fd;
     uint8_t store_id[16];
     pthread_mutex_t lock;
-    pthread_cond_t moved;         /* the ring has, or the writer has failed */
-    uint64_t tail;                /* under lock or appending, as all below */
+    pthread_cond_t moved;          /* the ring has, or the writer has failed */
+    uint64_t tail;                 /* under lock or appending, as all below */
     uint64_t steps, steps_flushed; /* of the current job */
     int is_appending;
-    struct lm_error error;        /* code 0: none */
+    struct lm_error error; /* code 0: none */
     struct ring_slot ring[RING_SLOTS];
     struct lm__entry repeats[REPEATS_SLOTS];
-    uint8_t *compare;             /* a stored payload, read back */
+    uint8_t *compare; /* a stored payload, read back */
     size_t compare_capacity;
 };
 
@@ -58,8 +58,8 @@ struct lm_writer_object {
     struct lm_encoding enc;
     unsigned chunk_shift, depth;
     uint64_t chunks;
-    uint64_t end_offset;      /* of the bytes given so far */
-    uint8_t *open_bytes;      /* the last chunk given, if it is not complete; else NULL */
+    uint64_t end_offset; /* of the bytes given so far */
+    uint8_t *open_bytes; /* the last chunk given, if it is not complete; else NULL */
     struct page pages[LM_INDEX_DEPTH_MAX + 1]; /* by level; 0 is not used */
     struct lm__entry root;
     struct lm_written written;
@@ -226,7 +226,8 @@ static int encode(const struct lm_encoding *enc, const uint8_t *src, size_t byte
 static int encoding_is_sound(const struct lm_encoding *enc)
 {
     return enc->object_bytes > 0 && enc->object_bytes <= INT64_MAX &&
-           lm__is_power_of_two(enc->chunk_bytes) && enc->chunk_bytes >= LM_CHUNK_BYTES_MIN &&
+           lm__is_power_of_two(enc->chunk_bytes) &&
+           enc->chunk_bytes >= LM_CHUNK_BYTES_MIN &&
            enc->chunk_bytes <= LM_CHUNK_BYTES_MAX &&
            enc->shuffle_width <= enc->chunk_bytes && lm__codec(enc->codec);
 }
@@ -251,9 +252,9 @@ int lm_encoded_bytes(const struct lm_encoding *enc, const void *data, size_t dat
 
 struct write_job {
     lm_writer_object *object;
-    uint8_t *closing;      /* a chunk collected from several blocks, or NULL */
+    uint8_t *closing; /* a chunk collected from several blocks, or NULL */
     uint64_t closing_idx;
-    const uint8_t *data;   /* whole chunks from first_idx on */
+    const uint8_t *data; /* whole chunks from first_idx on */
     uint64_t first_idx;
 };
 
@@ -337,8 +338,8 @@ static int writer_check(lm_writer *w, struct lm_error *err)
     return cause.code == 0 ? 0 : lm__fail(err, cause);
 }
 
-static int write_start(lm_writer_object *o, struct write_job parts, uint64_t whole_chunks,
-                       lm_job **out, struct lm_error *err)
+static int write_start(lm_writer_object *o, struct write_job parts,
+                       uint64_t whole_chunks, lm_job **out, struct lm_error *err)
 {
     lm_writer *w = o->w;
     struct write_job *job = malloc(sizeof *job);
@@ -364,8 +365,8 @@ static int write_start(lm_writer_object *o, struct write_job parts, uint64_t who
  *   ...|  open chunk  |  whole  |  whole  | open |       an open chunk is collected until a
  *         '---- block: [offset ------------- end)        block reaches its end or skips it
  */
-int lm_writer_write(lm_writer_object *o, uint64_t offset, const void *data, uint64_t nbytes,
-                    lm_job **out, struct lm_error *err)
+int lm_writer_write(lm_writer_object *o, uint64_t offset, const void *data,
+                    uint64_t nbytes, lm_job **out, struct lm_error *err)
 {
     struct write_job parts = {.object = o};
     uint64_t mask = o->enc.chunk_bytes - 1, end = offset + nbytes;
@@ -535,8 +536,9 @@ int lm_writer_create(const char *path, lm_writer **out, struct lm_error *err)
     w->fd = rc;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->moved, NULL);
-    rc = getrandom(w->store_id, sizeof w->store_id, 0) == (ssize_t)sizeof w->store_id ? 0
-                                                                                      : -errno;
+    rc = getrandom(w->store_id, sizeof w->store_id, 0) == (ssize_t)sizeof w->store_id
+             ? 0
+             : -errno;
     memcpy(sb.store_id, w->store_id, sizeof sb.store_id);
     lm__superblock_encode(&sb, bytes);
     if (rc == 0)
@@ -558,7 +560,8 @@ static int append_manifest(lm_writer *w, const char *manifest, size_t bytes,
     *e = (struct lm__entry){0};
     void *packed = malloc(bytes);
     if (packed)
-        n = lm__codec(LM_CODEC_LZ4)->encode(&scratch, 1, manifest, bytes, packed, bytes - 1);
+        n = lm__codec(LM_CODEC_LZ4)
+                ->encode(&scratch, 1, manifest, bytes, packed, bytes - 1);
     const void *stored = n > 0 ? packed : manifest;
     size_t stored_bytes = n > 0 ? (size_t)n : bytes;
     e->codec = n > 0 ? LM_CODEC_LZ4 : LM_CODEC_NONE;
@@ -585,7 +588,8 @@ int lm_writer_commit(lm_writer *w, const char *manifest, uint64_t manifest_bytes
     memcpy(rec.store_id, w->store_id, sizeof rec.store_id);
     rec.offset = lm__round_up(w->tail, LM_RECORD_ALIGN);
     lm__record_encode(&rec, bytes);
-    rc = lm__io_sync(w->fd); /* a record never reaches the disk before what it commits */
+    rc =
+        lm__io_sync(w->fd); /* a record never reaches the disk before what it commits */
     if (rc == 0)
         rc = lm__io_pwrite(w->fd, rec.offset, sizeof bytes, bytes);
     if (rc == 0)

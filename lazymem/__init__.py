@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Compressed array stores that open in O(1) as real numpy arrays, filled on first touch."""
+"""Compressed array stores that open in O(1) as real numpy arrays."""
 
 from lazymem._version import __version__
 from lazymem.array import LazyArray

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The engine's handles, and its codes as exceptions.  The only user of the C module.
 
-Every call into the engine drops the GIL.  Handles own their C counterparts: what a thread
-can still reach is still open.
+Every call into the engine drops the GIL.  Handles own their C counterparts: what a
+thread can still reach is still open.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ _HINTS = {
     lib.LM_E_TRUNCATED: "copy or download the file again",
     lib.LM_E_NO_COMMIT: "the file was cut off or never finished; copy it again",
     lib.LM_E_DECODE: _FORMAT_HINT,
-    lib.LM_E_CODEC: "pip install --force-reinstall lz4 zstandard, or install the system's "
-    "liblz4 and libzstd",
-    lib.LM_E_CLOSED: "keep the store open as long as its arrays are in use, or copy them",
+    lib.LM_E_CODEC: "pip install --force-reinstall lz4 zstandard",
+    lib.LM_E_CLOSED: "keep the store open while its arrays are in use, or copy them",
     lib.LM_E_NO_UFFD: "'lazymem doctor' tells how to allow it",
     lib.LM_E_LOST_MAPPING: "something unmapped or remapped the array's memory",
-    lib.LM_E_DANGLING: "keep a reference to the array as long as its memory is in use",
+    lib.LM_E_DANGLING: "keep a reference to the array while its memory is in use",
 }
 _CLASSES: dict[int, type[LazyMemError]] = {
     lib.LM_E_CHECKSUM: ChecksumError,
@@ -86,7 +85,9 @@ def _number(what: str, value: int) -> str:
     return str(value) if is_plain or value < 2**20 else f"{value:#010x}"
 
 
-def exception(error: Any, path: str | None = None, name: str | None = None) -> Exception:
+def exception(
+    error: Any, path: str | None = None, name: str | None = None
+) -> LazyMemError:
     """Return the exception that a ``struct lm_error`` stands for."""
     owner = _tags.get(error.tag)
     if owner is not None:
@@ -112,7 +113,9 @@ def exception(error: Any, path: str | None = None, name: str | None = None) -> E
         text += ")"
     elif "found" in values:
         text += f" (found {_number(what, values['found'])})"
-    hint = _HINTS.get(error.code, "check the disk or file server; a later touch tries again")
+    hint = _HINTS.get(
+        error.code, "check the disk or file server; a later touch tries again"
+    )
     text += f"; {hint}"
     exc = _CLASSES.get(error.code, FillError)(text)
     exc.code, exc.path, exc.name = int(error.code), path, name
@@ -123,7 +126,9 @@ def exception(error: Any, path: str | None = None, name: str | None = None) -> E
     return exc
 
 
-def _check(code: int, error: Any, path: str | None = None, name: str | None = None) -> None:
+def _check(
+    code: int, error: Any, path: str | None = None, name: str | None = None
+) -> None:
     if code < 0:
         raise exception(error, path, name)
 
@@ -157,22 +162,17 @@ def _load_codecs() -> None:
     raise ImportError(str(exception(error)))
 
 
-# ---- failed fills become exceptions ----------------------------------------------------
+# ---- failed fills become exceptions --------------------------------------------------
 
 
 def _exception_class(address: int) -> type[BaseException]:
+    """Return the class of a failed fill's exception, made without arguments.
+
+    Making the instance takes the error from the engine: nobody else is to raise it.
+    """
     error = ffi.cast("struct lm_error *", address)
-    exc = exception(error)
     tid = int(error.tid)
-    cls: type[BaseException] = exc.as_raiser()  # type: ignore[attr-defined]
-    init = cls.__init__
-
-    def init_and_take(instance: BaseException) -> None:
-        lib.lm_failure_take(tid, ffi.NULL)
-        init(instance)
-
-    cls.__init__ = init_and_take  # type: ignore[method-assign]
-    return cls
+    return exception(error).as_raiser(lambda: lib.lm_failure_take(tid, ffi.NULL))
 
 
 def _find_thread(tid: int) -> int:
@@ -199,7 +199,7 @@ def inject(point: str, error: int, skip: int = 0, count: int = -1) -> None:
     lib.lm_inject(points[point], skip, count, error)
 
 
-# ---- jobs ------------------------------------------------------------------------------
+# ---- jobs ----------------------------------------------------------------------------
 
 
 class Job:
@@ -240,7 +240,7 @@ class Job:
         return [exception(out[i], self._path) for i in range(count)]
 
     def close(self) -> None:
-        """Give the job up if it has not ended.  No thread uses its memory afterwards."""
+        """Give the job up unless it has ended.  No thread uses its memory then."""
         if self._handle is not None:
             lib.lm_job_close(self._handle, 0)
             self._handle = None
@@ -251,7 +251,7 @@ class Job:
         self._handle = None
 
 
-# ---- reading ----------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------
 
 
 class StoreHandle:
@@ -391,7 +391,7 @@ def take_failure() -> Exception | None:
     return exception(error)
 
 
-# ---- writing ------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------
 
 
 def encoding(
@@ -429,7 +429,9 @@ class WriterHandle:
         self._check(lib.lm_writer_begin(self._pointer, enc, out, error), error)
         return out[0]
 
-    def write(self, obj: Any, offset: int, block: Any, tick: Tick | None = None) -> None:
+    def write(
+        self, obj: Any, offset: int, block: Any, tick: Tick | None = None
+    ) -> None:
         """Append a block of bytes and wait until it is encoded."""
         data, out, error = ffi.from_buffer(block), ffi.new("lm_job **"), _new_error()
         code = lib.lm_writer_write(obj, offset, data, len(data), out, error)
@@ -465,7 +467,7 @@ class WriterHandle:
         _check(code, error, self.path)
 
 
-def _as_os_error(exc: Exception, path: str) -> Exception:
+def _as_os_error(exc: LazyMemError, path: str) -> Exception:
     """Turn a failed write into what writing a plain file would raise."""
     number = getattr(exc, "errno", None)
     return OSError(number, os.strerror(number), path) if number else exc
@@ -478,7 +480,7 @@ def sync_folder(path: str) -> None:
         raise _os_error(code, os.path.dirname(path))
 
 
-# ---- what the machine allows -----------------------------------------------------------------
+# ---- what the machine allows ---------------------------------------------------------
 
 
 def uffd_probe() -> Any:

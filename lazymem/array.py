@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -15,6 +14,8 @@ from lazymem.progress import Progress, meter
 from lazymem.stats import Residency
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from lazymem.manifest import ObjectInfo
 
 try:
@@ -34,9 +35,11 @@ class Binding:
     """System calls can't touch absent pages here: what makes them must load first."""
 
     def failures(self) -> int:
+        """Return how many fills of the region have failed so far."""
         return self.region.failures() if self.region else 0
 
     def settle(self) -> int:
+        """Wait until no failed fill has false bytes in memory; return how many had."""
         return self.region.settle() if self.region else 0
 
 
@@ -44,9 +47,9 @@ class LazyArray(np.ndarray[Any, Any]):
     """An array of a store: plain memory, filled chunk by chunk when first touched.
 
     Made by :class:`lazymem.Store`, never directly.  It is an ndarray in every respect;
-    results of ufuncs are ordinary ndarrays.  ``np.asarray(a)`` is the same memory without
-    this class.  Printing it by ``repr`` shows facts and touches nothing; ``str`` and
-    ``print`` show elements, as numpy does.
+    results of ufuncs are ordinary ndarrays.  ``np.asarray(a)`` is the same memory
+    without this class.  Printing it by ``repr`` shows facts and touches nothing;
+    ``str`` and ``print`` show elements, as numpy does.
 
     A chunk that can't be read raises in the thread that touched it, right after the
     operation; what the operation computed is then not to be used.
@@ -55,11 +58,11 @@ class LazyArray(np.ndarray[Any, Any]):
     _binding: Binding | None
 
     def __array_finalize__(self, obj: Any) -> None:
-        # A copy has memory of its own (or its base, an ndarray, has): no store fills it.
+        # A copy has memory of its own, or its base has: no store fills it.
         is_view = isinstance(self.base, LazyArray)
         self._binding = getattr(obj, "_binding", None) if is_view else None
 
-    # ---- what the store knows ---------------------------------------------------------
+    # ---- what the store knows --------------------------------------------------------
 
     @property
     def name(self) -> str | None:
@@ -97,7 +100,7 @@ class LazyArray(np.ndarray[Any, Any]):
             mask=mask,
         )
 
-    # ---- filling ahead ------------------------------------------------------------------
+    # ---- filling ahead ---------------------------------------------------------------
 
     def prefetch(self, index: Any = ...) -> None:
         """Start to fill a part of the array, in the background, on all cores.
@@ -184,7 +187,7 @@ class LazyArray(np.ndarray[Any, Any]):
             )
         return self._binding
 
-    # ---- operations: results are plain, and errors arrive at once --------------------------
+    # ---- operations: results are plain, and errors arrive at once --------------------
 
     def _checked(self, operation: Callable[[], Any]) -> Any:
         """Run an operation on the array and raise if a fill failed meanwhile."""
@@ -232,9 +235,7 @@ class LazyArray(np.ndarray[Any, Any]):
             return result
         return out[0] if len(out) == 1 else out
 
-    def __array_function__(
-        self, func: Any, types: Any, args: Any, kwargs: Any
-    ) -> Any:
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         call = super().__array_function__
         return _plain(self._checked(lambda: call(func, types, args, kwargs)))
 
@@ -292,8 +293,9 @@ def bind(
     """Return the array of an object over its memory."""
     # Through frombuffer(), which never lets anybody make read-only memory writable.
     flat = np.frombuffer(memory, np.uint8)
-    array = np.ndarray.__new__(
-        LazyArray, info.shape, info.dtype, buffer=flat.data, order=info.order
+    order: Any = info.order
+    array: LazyArray = np.ndarray.__new__(
+        LazyArray, info.shape, info.dtype, buffer=flat.data, order=order
     )
     array._binding = Binding(info, region, user_mode_only)
     return array

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The exceptions of lazymem.
 
-Each is a :class:`LazyMemError` and also the built-in that fits it, so code that knows only
-built-in exceptions handles them well.
+Each is a :class:`LazyMemError` and also the built-in that fits it, so code that knows
+only built-in exceptions handles them well.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "BudgetError",
@@ -50,11 +55,16 @@ class LazyMemError(Exception):
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
-    def as_raiser(self) -> type[LazyMemError]:
+    def as_raiser(self, on_raise: Callable[[], object]) -> type[LazyMemError]:
         """Return a subclass of the exception's class that is made without arguments.
 
         The interpreter raises exceptions in another thread by class only, and makes the
         instance there.  The instance looks like this exception in all respects.
+
+        Parameters
+        ----------
+        on_raise : callable
+            Called, without arguments, when the instance is made.
         """
         cls = type(self)
         args, state = self.args, dict(self.__dict__)
@@ -62,6 +72,7 @@ class LazyMemError(Exception):
             state |= {"errno": self.errno, "strerror": self.strerror}
 
         def init(instance: LazyMemError) -> None:
+            on_raise()
             instance.args = args
             for name, value in state.items():
                 setattr(instance, name, value)

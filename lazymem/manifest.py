@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The manifest of a store: JSON in the file, :class:`ObjectInfo` in Python.
 
-Nothing in a manifest is believed before it is checked: the checksum says that the bytes are
-those that were written, not who wrote them.
+Nothing in a manifest is believed before it is checked: the checksum says that the bytes
+are those that were written, not who wrote them.
 """
 
 from __future__ import annotations

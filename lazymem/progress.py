@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Union
+from typing import TYPE_CHECKING, TypeAlias
 
-Progress = Union[bool, None, Callable[[int, int], None]]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Progress: TypeAlias = "bool | None | Callable[[int, int], None]"
 """``True`` for a tqdm bar, a function of (bytes done, bytes in all), or nothing."""
 
 
@@ -51,5 +53,5 @@ def meter(progress: Progress, total: int, label: str) -> Iterator[Meter]:
             yield Meter(total, lambda done, _: _advance(bar, done))
 
 
-def _advance(bar: "object", done: int) -> None:
+def _advance(bar: object, done: int) -> None:
     bar.update(done - bar.n)  # type: ignore[attr-defined]

@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where the data of a save comes from: arrays, ``.npy`` files, members of ``.npz`` files.
+"""Where the data of a save comes from: arrays, ``.npy`` and ``.npz`` files.
 
-A :class:`Source` gives an array's bytes in blocks, so that packing needs memory for a block
-and not for the array.
+A :class:`Source` gives an array's bytes in blocks, so that packing needs memory for a
+block and not for the array.
 """
 
 from __future__ import annotations
 
 import ast
-import io
 import math
 import mmap
 import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import io
+    from contextlib import ExitStack
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -55,18 +58,20 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
     """
     if dtype.hasobject or dtype.char == "T":
         raise TypeError(
-            f"object {name!r}: dtype {dtype} holds references to Python objects, which a "
-            "store can't keep; convert it, for example with astype('U') or astype(float)"
+            f"object {name!r}: dtype {dtype} holds references to Python objects, which "
+            "a store can't keep; convert it, for example with astype('U')"
         )
 
 
-# ---- arrays --------------------------------------------------------------------------------
+# ---- arrays --------------------------------------------------------------------------
 
 
 def from_array(array: npt.NDArray[Any]) -> Source:
     """Take an array in memory, or a memory map."""
     if isinstance(array, np.ma.MaskedArray) and array.mask is not np.ma.nomask:
-        raise TypeError("masked arrays have two parts: save a.filled() or a.data and a.mask")
+        raise TypeError(
+            "masked arrays have two parts: save a.filled() or a.data and a.mask"
+        )
     mapped = _memmap_of(array)
     array = array.view(np.ndarray)
     order = "C"
@@ -76,10 +81,11 @@ def from_array(array: npt.NDArray[Any]) -> Source:
     if not array.flags.c_contiguous:
         return Source(shape, array.dtype, order, lambda: _gathered_blocks(array))
     flat = as_bytes(array)
+    blocks: Callable[[], Iterator[Bytes]]
     if mapped is not None:
-        blocks: Callable[[], Iterator[Bytes]] = lambda: _mapped_blocks(flat, mapped)
+        blocks = partial(_mapped_blocks, flat, mapped)
     else:
-        blocks = lambda: iter((flat,))
+        blocks = partial(iter, (flat,))
     return Source(shape, array.dtype, order, blocks, lambda at, n: flat[at : at + n])
 
 
@@ -117,7 +123,7 @@ def _memmap_of(array: Any) -> np.memmap[Any, Any] | None:
 
 def _mapped_blocks(flat: Bytes, mapped: np.memmap[Any, Any]) -> Iterator[Bytes]:
     """Give the pages of a mapped file back as soon as they are packed."""
-    pages = cast(mmap.mmap, mapped._mmap)  # type: ignore[attr-defined]
+    pages = cast("mmap.mmap", mapped._mmap)  # type: ignore[attr-defined]
     start = np.frombuffer(pages, np.uint8).ctypes.data
     first = flat.ctypes.data - start
     for at in range(0, flat.nbytes, BLOCK_BYTES):
@@ -129,7 +135,7 @@ def _mapped_blocks(flat: Bytes, mapped: np.memmap[Any, Any]) -> Iterator[Bytes]:
             pages.madvise(mmap.MADV_DONTNEED, low, high - low)
 
 
-# ---- files ------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------
 
 
 def from_npy(file: IO[bytes], path: str) -> Source:
@@ -167,7 +173,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version in readers:
-        return readers[version](file)  # type: ignore[no-any-return]
+        return readers[version](file)
     if version == (3, 0):  # as 2.0, but in UTF-8, which numpy offers no reader for
         (length,) = struct.unpack("<I", file.read(4))
         header = ast.literal_eval(file.read(length).decode("utf-8"))
@@ -180,13 +186,14 @@ def _file_blocks(file: IO[bytes], nbytes: int, path: str) -> Iterator[Bytes]:
     buffer = np.empty(min(nbytes, BLOCK_BYTES), np.uint8)
     done = 0
     while done < nbytes:
-        want = memoryview(buffer)[: min(BLOCK_BYTES, nbytes - done)]
+        want = buffer.data[: min(BLOCK_BYTES, nbytes - done)]
         got = 0
         while got < len(want):
-            count = cast(io.BufferedIOBase, file).readinto(want[got:])
+            count = cast("io.BufferedIOBase", file).readinto(want[got:])
             if not count:
                 raise ValueError(
-                    f"{path}: the file ends after {done + got} of {nbytes} bytes of data"
+                    f"{path}: the file ends after {done + got} of {nbytes} bytes "
+                    "of data"
                 )
             got += count
         yield buffer[:got]
@@ -207,7 +214,7 @@ def _open_path(path: str, stack: ExitStack) -> dict[str, Source]:
     return {stem: from_npy(file, path)}
 
 
-# ---- what a user may give -----------------------------------------------------------------------
+# ---- what a user may give ------------------------------------------------------------
 
 
 def collect(
@@ -262,10 +269,10 @@ def _from_value(value: Any, name: str, stack: ExitStack) -> Source:
     if isinstance(value, (str, os.PathLike)):
         sources = _open_path(os.fspath(value), stack)
         if len(sources) != 1:
-            raise ValueError(f"object {name!r}: {value} holds {len(sources)} arrays, not one")
+            raise ValueError(
+                f"object {name!r}: {value} holds {len(sources)} arrays, not one"
+            )
         return next(iter(sources.values()))
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
     check_dtype(array.dtype, name)
     return from_array(array)
-
-

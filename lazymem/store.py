@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,9 +22,11 @@ from lazymem.errors import (
     ObjectNotFoundError,
     UnsupportedKernelError,
 )
-from lazymem.manifest import ObjectInfo
 from lazymem.progress import Progress, meter
 from lazymem.stats import StoreStats, region_stats
+
+if TYPE_CHECKING:
+    from lazymem.manifest import ObjectInfo
 
 _LISTED_IN_REPR = 10
 
@@ -32,9 +34,10 @@ _LISTED_IN_REPR = 10
 class Store(Mapping[str, LazyArray]):
     """An open store file: names to arrays.  Made by :func:`lazymem.open`.
 
-    An array, and every view of it, keeps its memory; when the last one is gone the memory
-    is given back, so keep the array rather than the store's item (``t = store["t"]``).
-    In mode ``"c"`` the store keeps every array it has given out, with what was written.
+    An array, and every view of it, keeps its memory; when the last one is gone the
+    memory is given back.  So keep the array (``t = store["t"]``) rather than asking the
+    store again and again.  In mode ``"c"`` the store keeps every array it has given
+    out, with what was written.
 
     A store is a context manager.  After :meth:`close` its arrays raise ClosedError when
     touched.
@@ -55,13 +58,13 @@ class Store(Mapping[str, LazyArray]):
         torn = self._handle.commit.torn_bytes
         if torn:
             warnings.warn(
-                f"{path}: {torn} bytes after the last intact commit are ignored: a later "
-                "commit was interrupted, or its end was lost",
+                f"{path}: {torn} bytes after the last intact commit are ignored: a "
+                "later commit was interrupted, or its end was lost",
                 LazyMemWarning,
                 stacklevel=3,
             )
 
-    # ---- mapping ----------------------------------------------------------------------------
+    # ---- mapping ---------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> LazyArray:
         with self._lock:
@@ -83,7 +86,7 @@ class Store(Mapping[str, LazyArray]):
     def __contains__(self, name: object) -> bool:
         return name in self._objects
 
-    # ---- facts --------------------------------------------------------------------------------
+    # ---- facts -----------------------------------------------------------------------
 
     @property
     def path(self) -> str:
@@ -128,7 +131,9 @@ class Store(Mapping[str, LazyArray]):
         """Return counters of the arrays that are open, and of the engine."""
         with self._lock:
             regions = list(self._regions)
-        arrays = {region.object.name: region_stats(region.stats()) for region in regions}
+        arrays = {
+            region.object.name: region_stats(region.stats()) for region in regions
+        }
         return StoreStats(arrays=arrays, engine=_engine.pager_stats())
 
     def verify(self, *, progress: Progress = None) -> list[Exception]:
@@ -166,7 +171,7 @@ class Store(Mapping[str, LazyArray]):
         finally:
             job.close()
 
-    # ---- life ---------------------------------------------------------------------------------
+    # ---- life ------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the store and free the memory of its arrays at once.
@@ -201,7 +206,7 @@ class Store(Mapping[str, LazyArray]):
         state = "closed" if self._closed else f"mode {self._mode!r}"
         return f"<Store {self._path!r}, {state}: {names}{tail}>"
 
-    # ---- inside --------------------------------------------------------------------------------
+    # ---- inside ----------------------------------------------------------------------
 
     def _check_open(self, what: str) -> None:
         if self._closed:
@@ -222,7 +227,12 @@ class Store(Mapping[str, LazyArray]):
 
     def _object(self, info: ObjectInfo) -> _engine.ObjectHandle:
         return _engine.ObjectHandle(
-            self._handle, info.name, info.nbytes, info.chunk_bytes, info.shuffle, info.index
+            self._handle,
+            info.name,
+            info.nbytes,
+            info.chunk_bytes,
+            info.shuffle,
+            info.index,
         )
 
     def _open_array(self, info: ObjectInfo) -> LazyArray:
@@ -281,8 +291,8 @@ def _warn_user_mode_only() -> bool:
         if _user_mode_only:
             warnings.warn(
                 "this process may serve page faults of user code only: system calls on "
-                "memory not yet filled (write(), send(), ...) fail with EFAULT; load() the "
-                "array first, or see 'lazymem doctor'",
+                "memory not yet filled (write(), send(), ...) fail with EFAULT; load() "
+                "the array first, or see 'lazymem doctor'",
                 LazyMemWarning,
                 stacklevel=5,
             )

@@ -9,8 +9,7 @@ import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,9 @@ from lazymem import _engine, manifest, sources
 from lazymem.manifest import ObjectInfo
 from lazymem.progress import Meter, Progress, meter
 from lazymem.sources import Bytes, Source, as_bytes
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _DEFAULT_LEVEL = {"zstd": 3, "lz4": 1, "none": 0}
 _TRIAL_CHUNKS = 8
@@ -33,9 +35,9 @@ def default_chunk_bytes(nbytes: int) -> int:
 
     Notes
     -----
-    Small chunks make random access quick, large ones compress better and need less index.
-    128 KiB is where both are within some percent of their best; objects beyond 64 GiB take
-    larger chunks, up to 1 MiB, so that their index stays small.
+    Small chunks make random access quick, large ones compress better and need less
+    index. 128 KiB is where both are within some percent of their best; objects beyond
+    64 GiB take larger chunks, up to 1 MiB, so that their index stays small.
     """
     chunk_bytes = 128 << 10
     while chunk_bytes < 1 << 20 and nbytes > chunk_bytes << 19:
@@ -119,17 +121,17 @@ class ObjectWriter:
         Parameters
         ----------
         block : array_like
-            Converted to the object's dtype.  Its shape is the object's in all axes but the
-            slowest (the first for order C, the last for order F), or without it for one
-            item.
+            Converted to the object's dtype.  Its shape is the object's in all axes but
+            the slowest (the first for order C, the last for order F), or without it for
+            one item.
         at : int, optional
             Index of the block along the slowest axis; default: after the last block.
 
         Raises
         ------
         ValueError
-            If the block has the wrong shape, lies outside the object, or before the end of
-            what was written.
+            If the block has the wrong shape, lies outside the object, or before the end
+            of what was written.
 
         Notes
         -----
@@ -143,8 +145,8 @@ class ObjectWriter:
         item_shape = shape[1:]
         if data.shape != item_shape and data.shape[1:] != item_shape:
             raise ValueError(
-                f"object {info.name!r}: a block of shape {np.shape(block)} does not fit "
-                f"an object of shape {info.shape}, order {info.order}"
+                f"object {info.name!r}: a block of shape {np.shape(block)} does not "
+                f"fit an object of shape {info.shape}, order {info.order}"
             )
         item_bytes = math.prod(item_shape) * info.dtype.itemsize
         offset = self._end if at is None else at * item_bytes
@@ -169,7 +171,9 @@ class ObjectWriter:
         if self._handle is None:
             if self._shuffle is None and block is not None:
                 self._choose_shuffle(lambda at, n: block[at : at + n], block.nbytes)
-            self._handle = self._writer._handle.begin(self._encoding(self._shuffle or 0))
+            self._handle = self._writer._handle.begin(
+                self._encoding(self._shuffle or 0)
+            )
         return self._handle
 
     def _encoding(self, shuffle: int) -> Any:
@@ -225,8 +229,9 @@ class ObjectWriter:
 class Writer:
     """A new store file, written block by block.
 
-    The file appears under its name, complete and durable, when the writer is closed without
-    an exception; until then, and after a crash, what was there before stays as it was.
+    The file appears under its name, complete and durable, when the writer is closed
+    without an exception; until then, and after a crash, what was there before stays as
+    it was.
 
     Parameters
     ----------
@@ -235,8 +240,8 @@ class Writer:
     codec : {"zstd", "lz4", "none"}, optional
         For objects that don't say otherwise.
     level : int, optional
-        Level of the codec: zstd -100 to 22 (default 3), lz4 1 (default) or 2 to 12 for the
-        slow, dense compressor, below 0 for more speed.
+        Level of the codec: zstd -100 to 22 (default 3), lz4 1 (default) or 2 to 12 for
+        the slow, dense compressor, below 0 for more speed.
     chunk_bytes : int, optional
         Power of two from 4096 to 16777216; default by the object's size.
     shuffle : bool or int, optional
@@ -314,7 +319,11 @@ class Writer:
         return self._create(name, source, attrs, **encoding)
 
     def _create(
-        self, name: str, source: Source, attrs: Mapping[str, Any] | None, **encoding: Any
+        self,
+        name: str,
+        source: Source,
+        attrs: Mapping[str, Any] | None,
+        **encoding: Any,
     ) -> ObjectWriter:
         self._check_open()
         if not name or name in self._objects or name in self._done:
@@ -427,14 +436,14 @@ def save(
     path : str or path-like
         The file; replaced if it exists, all at once when the new one is complete.
     arrays : mapping, array_like, or path(s), optional
-        A mapping from names to arrays; or one array, which is named ``arr_0``; or the path
-        of a ``.npy`` file, named by its stem, or of a ``.npz`` file, or a list of paths.
-        Values of a mapping may be paths of ``.npy`` files as well.
+        A mapping from names to arrays; or one array, which is named ``arr_0``; or the
+        path of a ``.npy`` file, named by its stem, or of a ``.npz`` file, or a list of
+        paths. Values of a mapping may be paths of ``.npy`` files as well.
     codec : {"zstd", "lz4", "none"}, optional
         zstd is smaller, lz4 quicker to read and write.
     level : int, optional
-        Level of the codec: zstd -100 to 22 (default 3), lz4 1 (default) or 2 to 12 for the
-        slow, dense compressor, below 0 for more speed.
+        Level of the codec: zstd -100 to 22 (default 3), lz4 1 (default) or 2 to 12 for
+        the slow, dense compressor, below 0 for more speed.
     chunk_bytes : int, optional
         Power of two from 4096 to 16777216: what is compressed and filled as one.
         Default by the array's size.
@@ -461,8 +470,9 @@ def save(
 
     Notes
     -----
-    Uses all cores, and memory for a few blocks, however large the arrays: memory maps and
-    files are read piece by piece.  A save that is interrupted leaves the old file, or none.
+    Uses all cores, and memory for a few blocks, however large the arrays: memory maps
+    and files are read piece by piece.  A save that is interrupted leaves the old file,
+    or none.
 
     Examples
     --------
@@ -477,7 +487,9 @@ def save(
     with ExitStack() as stack:
         found = sources.collect(arrays, named, stack)
         total = sum(source.nbytes for source in found.values())
-        m = stack.enter_context(meter(progress, total, f"save {os.path.basename(os.fspath(path))}"))
+        m = stack.enter_context(
+            meter(progress, total, f"save {os.path.basename(os.fspath(path))}")
+        )
         writer = stack.enter_context(
             Writer(
                 path,

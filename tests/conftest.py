@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from lazymem import _engine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +43,9 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20261)
 
 
-def smooth(shape: tuple[int, ...], dtype: npt.DTypeLike = "f4") -> npt.NDArray[np.float32]:
+def smooth(
+    shape: tuple[int, ...], dtype: npt.DTypeLike = "f4"
+) -> npt.NDArray[np.float32]:
     """Return numbers that compress, but not to nothing."""
     n = int(np.prod(shape))
     return (np.cumsum(np.sin(np.arange(n) * 0.37)) * 100).astype(dtype).reshape(shape)

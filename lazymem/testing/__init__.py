@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Switches that make the engine's system calls fail, to test what a program does then."""
+"""Switches that make the engine's system calls fail, to test programs with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lazymem import _engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["KILL", "failing"]
 

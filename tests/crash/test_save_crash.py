@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lazymem as lm
 import numpy as np
 import pytest
+
+import lazymem as lm
 
 SAVE = """
 import sys, numpy as np, lazymem as lm

@@ -6,10 +6,10 @@
 #include "test.h"
 
 #define CHUNK_BYTES 4096u
-#define BYTES (5 * CHUNK_BYTES - 100)
+#define BYTES       (5 * CHUNK_BYTES - 100)
 #define LARGE_BYTES ((16u << 20) + 4096)
-#define STORES 3
-#define THREADS 4
+#define STORES      3
+#define THREADS     4
 
 static struct test_store g_stores[STORES];
 

@@ -53,7 +53,8 @@ static void test_pieces(void)
     test_fill(data, sizeof data, 2);
     uint32_t whole = lm_crc32c(0, data, sizeof data);
     for (size_t cut = 0; cut <= sizeof data; cut++)
-        CHECK_EQ(lm_crc32c(lm_crc32c(0, data, cut), data + cut, sizeof data - cut), whole);
+        CHECK_EQ(lm_crc32c(lm_crc32c(0, data, cut), data + cut, sizeof data - cut),
+                 whole);
 }
 
 int main(void)

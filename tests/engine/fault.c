@@ -5,9 +5,9 @@
 #include "test.h"
 
 #define CHUNK_BYTES 65536u
-#define CHUNKS 60
-#define BYTES ((CHUNKS - 1) * CHUNK_BYTES + 777)
-#define THREADS 8
+#define CHUNKS      60
+#define BYTES       ((CHUNKS - 1) * CHUNK_BYTES + 777)
+#define THREADS     8
 
 static struct test_store g_store;
 static const uint8_t *g_served;
@@ -100,8 +100,11 @@ static void test_system_calls(void)
 
 int main(void)
 {
-    struct lm_encoding enc = {.object_bytes = BYTES, .chunk_bytes = CHUNK_BYTES,
-                              .shuffle_width = 4, .codec = LM_CODEC_LZ4, .level = 1};
+    struct lm_encoding enc = {.object_bytes = BYTES,
+                              .chunk_bytes = CHUNK_BYTES,
+                              .shuffle_width = 4,
+                              .codec = LM_CODEC_LZ4,
+                              .level = 1};
     CHECK_EQ(pthread_barrier_init(&g_barrier, NULL, THREADS), 0);
     if (test_store_make(&g_store, enc, 31) != 0 || run(read_in_step) != 0)
         return TEST_SKIP;

@@ -9,8 +9,8 @@
 
 static void test_zero_chunks(void)
 {
-    struct test_store t = {.enc = {.object_bytes = 20 * CHUNK_BYTES,
-                                   .chunk_bytes = CHUNK_BYTES}};
+    struct test_store t = {
+        .enc = {.object_bytes = 20 * CHUNK_BYTES, .chunk_bytes = CHUNK_BYTES}};
     struct lm_region_stats stats;
     lm_region *region;
     t.data = calloc(1, t.enc.object_bytes);
@@ -34,8 +34,8 @@ static void test_small_objects(void)
 {
     for (uint64_t bytes = 1; bytes < 20000; bytes = bytes * 3 + 1) {
         struct test_store t;
-        struct lm_encoding enc = {.object_bytes = bytes, .chunk_bytes = 4096,
-                                  .codec = LM_CODEC_ZSTD};
+        struct lm_encoding enc = {
+            .object_bytes = bytes, .chunk_bytes = 4096, .codec = LM_CODEC_ZSTD};
         lm_region *region;
         CHECK_EQ(test_store_make(&t, enc, bytes), 0);
         CHECK_EQ(test_region_open(&t, &region), 0);
@@ -120,7 +120,8 @@ static void test_pages_given_back_during_fills(struct test_store *t)
 int main(void)
 {
     struct test_store t;
-    struct lm_encoding enc = {.object_bytes = 4 * CHUNK_BYTES, .chunk_bytes = CHUNK_BYTES,
+    struct lm_encoding enc = {.object_bytes = 4 * CHUNK_BYTES,
+                              .chunk_bytes = CHUNK_BYTES,
                               .codec = LM_CODEC_LZ4};
     lm_region *region;
     if (test_store_make(&t, enc, 8) != 0 || test_region_open(&t, &region) != 0)

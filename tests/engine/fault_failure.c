@@ -6,8 +6,8 @@
 #include "test.h"
 
 #define CHUNK_BYTES 16384u
-#define CHUNKS 64
-#define BYTES (CHUNKS * CHUNK_BYTES)
+#define CHUNKS      64
+#define BYTES       (CHUNKS * CHUNK_BYTES)
 
 static struct test_store g_store;
 
@@ -60,7 +60,8 @@ static void test_passing_errors_heal(void)
     CHECK_EQ(err.code, -ENXIO);
     lm_inject(LM_INJECT_READ, 0, 0, 0);
     CHECK_EQ(served[2 * CHUNK_BYTES], g_store.data[2 * CHUNK_BYTES]);
-    CHECK(test_same(served + 2 * CHUNK_BYTES, g_store.data + 2 * CHUNK_BYTES, CHUNK_BYTES));
+    CHECK(test_same(served + 2 * CHUNK_BYTES, g_store.data + 2 * CHUNK_BYTES,
+                    CHUNK_BYTES));
     CHECK_EQ(lm_failure_take(test_tid(), &err), 0);
     lm_region_close(region);
 }
@@ -123,7 +124,8 @@ static int load_across(void *is_slow)
     struct lm_error err;
     lm_region *region = open_region();
     const uint8_t *served = lm_region_addr(region);
-    const uint64_t places[] = {3 * CHUNK_BYTES - 3, 5 * CHUNK_BYTES + lm__page_bytes() - 3};
+    const uint64_t places[] = {3 * CHUNK_BYTES - 3,
+                               5 * CHUNK_BYTES + lm__page_bytes() - 3};
     lm_inject(LM_INJECT_READ, 0, -1, *(int *)is_slow ? EIO : ENXIO);
     for (int i = 0; i < 6; i++) {
         uint64_t word, over = lm_region_failures_over(region);
@@ -147,14 +149,17 @@ static int load_across_on_one_core(void *is_slow)
 
 int main(void)
 {
-    struct lm_encoding enc = {.object_bytes = BYTES, .chunk_bytes = CHUNK_BYTES,
-                              .codec = LM_CODEC_LZ4, .level = 1};
+    struct lm_encoding enc = {.object_bytes = BYTES,
+                              .chunk_bytes = CHUNK_BYTES,
+                              .codec = LM_CODEC_LZ4,
+                              .level = 1};
     int quick = 0, slow = 1;
     lm_region *region;
     if (test_store_make(&g_store, enc, 2) != 0)
         return TEST_SKIP;
     /* In children, which start their handlers themselves. */
-    if (test_in_child(load_across, &quick) != 0 || test_in_child(load_across, &slow) != 0 ||
+    if (test_in_child(load_across, &quick) != 0 ||
+        test_in_child(load_across, &slow) != 0 ||
         test_in_child(load_across_on_one_core, &quick) != 0 ||
         test_in_child(load_across_on_one_core, &slow) != 0)
         return TEST_FAILED;

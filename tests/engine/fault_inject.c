@@ -5,8 +5,8 @@
 #include "test.h"
 
 #define CHUNK_BYTES 16384u
-#define CHUNKS 12
-#define BYTES (CHUNKS * CHUNK_BYTES)
+#define CHUNKS      12
+#define BYTES       (CHUNKS * CHUNK_BYTES)
 
 static struct test_store g_store;
 
@@ -32,14 +32,19 @@ static void sweep(int error, int64_t skip, int64_t count, int may_report)
 
 int main(void)
 {
-    static const struct { int error, may_report; } cases[] = {
+    static const struct {
+        int error, may_report;
+    } cases[] = {
         {EEXIST, 0}, {EAGAIN, 0}, {ENOMEM, 1}, {ENOENT, 1}, {EINVAL, 1}, {EFAULT, 1},
     };
-    struct lm_encoding enc = {.object_bytes = BYTES, .chunk_bytes = CHUNK_BYTES,
-                              .codec = LM_CODEC_LZ4, .level = 1};
+    struct lm_encoding enc = {.object_bytes = BYTES,
+                              .chunk_bytes = CHUNK_BYTES,
+                              .codec = LM_CODEC_LZ4,
+                              .level = 1};
     struct lm_pager_stats stats;
     lm_region *region;
-    if (test_store_make(&g_store, enc, 4) != 0 || test_region_open(&g_store, &region) != 0)
+    if (test_store_make(&g_store, enc, 4) != 0 ||
+        test_region_open(&g_store, &region) != 0)
         return TEST_SKIP;
     lm_region_close(region);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)

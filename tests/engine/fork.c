@@ -6,8 +6,8 @@
 #include "test.h"
 
 #define CHUNK_BYTES 16384u
-#define CHUNKS 64
-#define BYTES (CHUNKS * CHUNK_BYTES)
+#define CHUNKS      64
+#define BYTES       (CHUNKS * CHUNK_BYTES)
 
 static struct test_store g_store;
 static lm_region *g_region;
@@ -20,7 +20,9 @@ static int read_object(void *unused)
         uint8_t *got = malloc(BYTES);
         lm_job *job;
         CHECK(got);
-        CHECK_EQ(lm_object_read(g_store.object, 0, BYTES - (i & 1) * (BYTES - 5), got, &job), 0);
+        CHECK_EQ(
+            lm_object_read(g_store.object, 0, BYTES - (i & 1) * (BYTES - 5), got, &job),
+            0);
         test_finish(job);
         CHECK(memcmp(got, g_store.data, 5) == 0);
         free(got);
@@ -64,7 +66,8 @@ static int child_reads_all(void *unused)
     CHECK(test_same(served, g_store.data, BYTES));
     CHECK_EQ(test_region_open(&g_store, &second), 0);
     for (int i = 0; i < 6; i++) {
-        CHECK_EQ(lm_region_prefetch(second, (uint64_t)i * CHUNK_BYTES, 5 * CHUNK_BYTES, &job),
+        CHECK_EQ(lm_region_prefetch(second, (uint64_t)i * CHUNK_BYTES, 5 * CHUNK_BYTES,
+                                    &job),
                  0);
         test_finish(job);
     }
@@ -126,7 +129,8 @@ static void test_errors_stay_with_their_process(void)
 {
     CHECK_EQ(test_region_open(&g_store, &g_region), 0);
     const volatile uint8_t *served = lm_region_addr(g_region);
-    CHECK_EQ(served[5 * CHUNK_BYTES], g_store.data[5 * CHUNK_BYTES]); /* reads the index */
+    CHECK_EQ(served[5 * CHUNK_BYTES],
+             g_store.data[5 * CHUNK_BYTES]); /* reads the index */
     lm_inject(LM_INJECT_READ, 0, -1, ENXIO);
     CHECK_EQ(served[1 * CHUNK_BYTES], 0xFF);
     CHECK_EQ(test_in_child(child_meets_damage, NULL), 0);
@@ -183,8 +187,10 @@ static void test_fork_under_fire(void)
 
 int main(void)
 {
-    struct lm_encoding enc = {.object_bytes = BYTES, .chunk_bytes = CHUNK_BYTES,
-                              .codec = LM_CODEC_LZ4, .level = 1};
+    struct lm_encoding enc = {.object_bytes = BYTES,
+                              .chunk_bytes = CHUNK_BYTES,
+                              .codec = LM_CODEC_LZ4,
+                              .level = 1};
     if (test_store_make(&g_store, enc, 12) != 0)
         return TEST_SKIP;
     test_jobs_before_any_region();

@@ -16,7 +16,10 @@ static const struct lm__record RECORD = {
     .sequence = 3,
     .previous_offset = 4096,
     .time_ns = 1234567890123456789,
-    .manifest = {.offset = 640, .stored_bytes = 100, .crc = 0xDEADBEEF, .codec = LM_CODEC_LZ4},
+    .manifest = {.offset = 640,
+                 .stored_bytes = 100,
+                 .crc = 0xDEADBEEF,
+                 .codec = LM_CODEC_LZ4},
     .manifest_bytes = 25500,
 };
 
@@ -135,9 +138,18 @@ static void test_contradictions(void)
 
 static void test_index_shape(void)
 {
-    static const struct { uint64_t chunks; unsigned depth; } cases[] = {
-        {1, 1}, {1024, 1}, {1025, 2}, {1 << 20, 2}, {(1 << 20) + 1, 3},
-        {1ull << 30, 3}, {(1ull << 30) + 1, 4}, {1ull << 51, 6},
+    static const struct {
+        uint64_t chunks;
+        unsigned depth;
+    } cases[] = {
+        {1, 1},
+        {1024, 1},
+        {1025, 2},
+        {1 << 20, 2},
+        {(1 << 20) + 1, 3},
+        {1ull << 30, 3},
+        {(1ull << 30) + 1, 4},
+        {1ull << 51, 6},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         CHECK_EQ(lm__index_depth(cases[i].chunks), cases[i].depth);

@@ -5,7 +5,7 @@
 #include "test.h"
 
 #define CHUNK_BYTES 4096u
-#define BLOCKS 40
+#define BLOCKS      40
 
 /* An object of `chunks` chunks, of which a few are written: both ends and random others. */
 static int test_depth(uint64_t chunks, unsigned depth)
@@ -30,7 +30,8 @@ static int test_depth(uint64_t chunks, unsigned depth)
         lm__put64(block, c + 1);
         uint64_t left = t.enc.object_bytes - c * CHUNK_BYTES;
         CHECK_CALL(lm_writer_write(object, c * CHUNK_BYTES, block,
-                                   left < CHUNK_BYTES ? left : CHUNK_BYTES, &job, &err), err);
+                                   left < CHUNK_BYTES ? left : CHUNK_BYTES, &job, &err),
+                   err);
         test_finish(job);
         c += 1 + test_random(&state) % (chunks / 16 + 1);
     }
@@ -38,7 +39,8 @@ static int test_depth(uint64_t chunks, unsigned depth)
         written[count++] = chunks - 1;
         lm__put64(block, chunks);
         CHECK_CALL(lm_writer_write(object, (chunks - 1) * CHUNK_BYTES, block,
-                                   CHUNK_BYTES - 7, &job, &err), err);
+                                   CHUNK_BYTES - 7, &job, &err),
+                   err);
         test_finish(job);
     }
     CHECK_CALL(lm_writer_end(object, &t.written, &err), err);
@@ -64,8 +66,8 @@ static int test_depth(uint64_t chunks, unsigned depth)
 
 /* ---- forged pages: a file of one index page, with a right checksum ------------------------------ */
 
-static struct lm_error lookup(const struct lm__entry *page, uint32_t entries, uint64_t chunks,
-                              struct lm__entry root)
+static struct lm_error lookup(const struct lm__entry *page, uint32_t entries,
+                              uint64_t chunks, struct lm__entry root)
 {
     char *path = test_path("page");
     uint8_t file[LM_SUPERBLOCK_BYTES + 8 * LM_ENTRY_BYTES] = {0};
@@ -73,8 +75,8 @@ static struct lm_error lookup(const struct lm__entry *page, uint32_t entries, ui
     test_file_write(path, file, sizeof file);
     struct lm__source source = {.fd = open(path, O_RDONLY | O_CLOEXEC),
                                 .end_offset = sizeof file};
-    struct lm__index index = {.root = root, .chunks = chunks,
-                              .depth = lm__index_depth(chunks)};
+    struct lm__index index = {
+        .root = root, .chunks = chunks, .depth = lm__index_depth(chunks)};
     struct lm__scratch scratch = {0};
     struct lm__entry out;
     struct lm_error err = lm__error(0, "");
@@ -89,8 +91,10 @@ static struct lm_error lookup(const struct lm__entry *page, uint32_t entries, ui
 static void test_forged_pages(void)
 {
     struct lm__entry page[4] = {{.offset = 64, .stored_bytes = 24, .crc = 1}};
-    struct lm__entry root = {.offset = LM_SUPERBLOCK_BYTES, .stored_bytes = sizeof page,
-                             .crc = lm_crc32c(0, page, sizeof page)}, bad;
+    struct lm__entry root = {.offset = LM_SUPERBLOCK_BYTES,
+                             .stored_bytes = sizeof page,
+                             .crc = lm_crc32c(0, page, sizeof page)},
+                     bad;
     CHECK_EQ(lookup(page, 4, 4, root).code, 0);
     CHECK_EQ(lookup(page, 4, 5, root).code, LM_E_FORMAT); /* a page too short */
     CHECK_EQ(lookup(page, 4, 3, root).code, LM_E_FORMAT); /* and too long */
@@ -138,8 +142,12 @@ static void test_racing_readers(void)
 
 int main(void)
 {
-    static const struct { uint64_t chunks; unsigned depth; } cases[] = {
-        {1, 1}, {2, 1}, {1024, 1}, {1025, 2}, {3000, 2}, {1 << 20, 2}, {(1 << 20) + 1, 3},
+    static const struct {
+        uint64_t chunks;
+        unsigned depth;
+    } cases[] = {
+        {1, 1},    {2, 1},       {1024, 1},          {1025, 2},
+        {3000, 2}, {1 << 20, 2}, {(1 << 20) + 1, 3},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         if (test_depth(cases[i].chunks, cases[i].depth) != 0)

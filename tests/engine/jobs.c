@@ -12,12 +12,13 @@ struct work {
     _Atomic unsigned ran[STEPS];
     _Atomic uint64_t begun;
     _Atomic int frees;
-    uint64_t fail_from; /* steps from here on fail; 0: none */
+    uint64_t fail_from;    /* steps from here on fail; 0: none */
     sem_t entered, may_go; /* with is_gated, a step posts one and waits for the other */
     int is_gated;
 };
 
-static int step(void *context, uint64_t idx, struct lm__scratch *scratch, struct lm_error *err)
+static int step(void *context, uint64_t idx, struct lm__scratch *scratch,
+                struct lm_error *err)
 {
     struct work *w = context;
     CHECK(scratch);
@@ -35,7 +36,10 @@ static int step(void *context, uint64_t idx, struct lm__scratch *scratch, struct
     return 0;
 }
 
-static void count_free(void *context) { lm_add_seq_cst(&((struct work *)context)->frees, 1); }
+static void count_free(void *context)
+{
+    lm_add_seq_cst(&((struct work *)context)->frees, 1);
+}
 
 static struct work *work_new(int is_gated)
 {

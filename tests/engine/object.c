@@ -5,13 +5,16 @@
 #include "test.h"
 
 #define CHUNK_BYTES 8192u
-#define BYTES (50 * CHUNK_BYTES + 123)
+#define BYTES       (50 * CHUNK_BYTES + 123)
 
 static void test_ranges(int codec, uint32_t width)
 {
     struct test_store t;
-    struct lm_encoding enc = {.object_bytes = BYTES, .chunk_bytes = CHUNK_BYTES,
-                              .shuffle_width = width, .codec = codec, .level = 1};
+    struct lm_encoding enc = {.object_bytes = BYTES,
+                              .chunk_bytes = CHUNK_BYTES,
+                              .shuffle_width = width,
+                              .codec = codec,
+                              .level = 1};
     uint64_t state = 77;
     CHECK_EQ(test_store_make(&t, enc, 21 + width), 0);
     for (int i = 0; i < 100; i++) {
@@ -78,7 +81,8 @@ static void test_verify_finds_all_damage(struct test_store *t)
 static void test_hostile_entries(void)
 {
     static const uint8_t payload[CHUNK_BYTES] = {1, 2, 3};
-    const struct lm__entry good = {.offset = 64, .stored_bytes = CHUNK_BYTES,
+    const struct lm__entry good = {.offset = 64,
+                                   .stored_bytes = CHUNK_BYTES,
                                    .crc = lm_crc32c(0, payload, CHUNK_BYTES)};
     struct lm__entry cases[7];
     for (int i = 0; i < 7; i++)
@@ -94,19 +98,24 @@ static void test_hostile_entries(void)
         memcpy(file + 64, payload, CHUNK_BYTES);
         memcpy(file + 64 + CHUNK_BYTES, &cases[i], sizeof good);
         test_file_write(path, file, 64 + CHUNK_BYTES + sizeof good);
-        lm_store store = {.refs = 1, .source = {.fd = open(path, O_RDONLY | O_CLOEXEC),
-                                                .end_offset = 64 + CHUNK_BYTES + 24}};
-        struct lm_object_spec spec = {.object_bytes = CHUNK_BYTES, .chunk_bytes = CHUNK_BYTES,
-                                      .shuffle_width = 4, .index_offset = 64 + CHUNK_BYTES,
+        lm_store store = {.refs = 1,
+                          .source = {.fd = open(path, O_RDONLY | O_CLOEXEC),
+                                     .end_offset = 64 + CHUNK_BYTES + 24}};
+        struct lm_object_spec spec = {.object_bytes = CHUNK_BYTES,
+                                      .chunk_bytes = CHUNK_BYTES,
+                                      .shuffle_width = 4,
+                                      .index_offset = 64 + CHUNK_BYTES,
                                       .index_bytes = 24,
-                                      .index_crc = lm_crc32c(0, &cases[i], sizeof good)};
+                                      .index_crc =
+                                          lm_crc32c(0, &cases[i], sizeof good)};
         struct lm_error err;
         struct lm__scratch scratch = {0};
         uint8_t *out;
         uint64_t stored_bytes = 0;
         lm_object *object;
         CHECK_CALL(lm_object_open(&store, &spec, &object, &err), err);
-        CHECK_EQ(lm__object_decode(object, 0, &scratch, &out, &stored_bytes, &err), wanted[i]);
+        CHECK_EQ(lm__object_decode(object, 0, &scratch, &out, &stored_bytes, &err),
+                 wanted[i]);
         lm_object_close(object);
         lm__scratch_fini(&scratch);
         close(store.source.fd);
@@ -119,8 +128,11 @@ static void test_hostile_entries(void)
 int main(void)
 {
     struct test_store t;
-    struct lm_encoding enc = {.object_bytes = BYTES, .chunk_bytes = CHUNK_BYTES,
-                              .shuffle_width = 4, .codec = LM_CODEC_ZSTD, .level = 1};
+    struct lm_encoding enc = {.object_bytes = BYTES,
+                              .chunk_bytes = CHUNK_BYTES,
+                              .shuffle_width = 4,
+                              .codec = LM_CODEC_ZSTD,
+                              .level = 1};
     if (test_store_make(&t, enc, 1) != 0)
         return TEST_SKIP;
     for (int codec = LM_CODEC_NONE; codec <= LM_CODEC_ZSTD; codec++)

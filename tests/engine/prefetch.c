@@ -6,8 +6,8 @@
 #include "test.h"
 
 #define CHUNK_BYTES 16384u
-#define CHUNKS 100
-#define BYTES (CHUNKS * CHUNK_BYTES - 99)
+#define CHUNKS      100
+#define BYTES       (CHUNKS * CHUNK_BYTES - 99)
 
 static struct test_store g_store;
 static lm_region *g_region;
@@ -90,9 +90,13 @@ static void test_error_is_the_jobs_and_the_chunk_heals(void)
 
 int main(void)
 {
-    struct lm_encoding enc = {.object_bytes = BYTES, .chunk_bytes = CHUNK_BYTES,
-                              .shuffle_width = 2, .codec = LM_CODEC_ZSTD, .level = 1};
-    if (test_store_make(&g_store, enc, 14) != 0 || test_region_open(&g_store, &g_region) != 0)
+    struct lm_encoding enc = {.object_bytes = BYTES,
+                              .chunk_bytes = CHUNK_BYTES,
+                              .shuffle_width = 2,
+                              .codec = LM_CODEC_ZSTD,
+                              .level = 1};
+    if (test_store_make(&g_store, enc, 14) != 0 ||
+        test_region_open(&g_store, &g_region) != 0)
         return TEST_SKIP;
     lm_region_close(g_region);
     test_ranges();

@@ -6,10 +6,10 @@
 #include "test.h"
 
 #define CHUNK_BYTES 16384u
-#define CHUNKS 200
-#define BYTES (CHUNKS * CHUNK_BYTES)
-#define THREADS 4
-#define ROUNDS 25
+#define CHUNKS      200
+#define BYTES       (CHUNKS * CHUNK_BYTES)
+#define THREADS     4
+#define ROUNDS      25
 
 static struct test_store g_store;
 static lm_region *g_region;
@@ -30,7 +30,8 @@ static void *read_until_closed(void *seed)
             uint8_t got = served[at];
             int has_failed = lm_region_failures(g_region) != over;
             int has_error = lm_failure_take(test_tid(), &err);
-            CHECK(got == g_store.data[at] || (got == 0xFF && (has_error || has_failed)));
+            CHECK(got == g_store.data[at] ||
+                  (got == 0xFF && (has_error || has_failed)));
             if (was_released)
                 CHECK(has_error || has_failed);
             CHECK(!has_error || err.code == LM_E_CLOSED);
@@ -42,10 +43,13 @@ static void *read_until_closed(void *seed)
 
 int main(void)
 {
-    struct lm_encoding enc = {.object_bytes = BYTES, .chunk_bytes = CHUNK_BYTES,
-                              .codec = LM_CODEC_LZ4, .level = 1};
+    struct lm_encoding enc = {.object_bytes = BYTES,
+                              .chunk_bytes = CHUNK_BYTES,
+                              .codec = LM_CODEC_LZ4,
+                              .level = 1};
     pthread_t threads[THREADS];
-    if (test_store_make(&g_store, enc, 6) != 0 || test_region_open(&g_store, &g_region) != 0)
+    if (test_store_make(&g_store, enc, 6) != 0 ||
+        test_region_open(&g_store, &g_region) != 0)
         return TEST_SKIP;
     lm_region_close(g_region);
     CHECK_EQ(pthread_barrier_init(&g_barrier, NULL, THREADS + 1), 0);
@@ -66,7 +70,7 @@ int main(void)
         lm_job_close(job, round & 1); /* waited for, or left behind */
         pthread_barrier_wait(&g_barrier);
         lm_region_release(g_region); /* once more does no harm */
-        if (!(round & 1)) { /* nothing is in flight: all memory is back */
+        if (!(round & 1)) {          /* nothing is in flight: all memory is back */
             lm_region_stats(g_region, &stats);
             CHECK_EQ(stats.chunks_resident, 0);
             CHECK_EQ(stats.bytes_resident, 0);

@@ -41,8 +41,19 @@ static void test_torn_tail(const char *path, const uint8_t *file, uint64_t bytes
     memcpy(torn, file, bytes);
     for (uint64_t i = bytes; i < bytes + (3 << 20); i++)
         torn[i] = (uint8_t)test_random(&state);
-    static const uint64_t tails[] = {1, 63, 64, 65, 127, 128, 129, 4096, (1 << 20) - 1,
-                                     1 << 20, (1 << 20) + 1, (2 << 20) + 77, 3 << 20};
+    static const uint64_t tails[] = {1,
+                                     63,
+                                     64,
+                                     65,
+                                     127,
+                                     128,
+                                     129,
+                                     4096,
+                                     (1 << 20) - 1,
+                                     1 << 20,
+                                     (1 << 20) + 1,
+                                     (2 << 20) + 77,
+                                     3 << 20};
     for (size_t i = 0; i < sizeof tails / sizeof tails[0]; i++) {
         test_file_write(path, torn, bytes + tails[i]);
         CHECK_EQ(open_code(path, &commit), 0);
@@ -58,7 +69,8 @@ static void test_torn_tail(const char *path, const uint8_t *file, uint64_t bytes
 }
 
 /* Any byte that opening looks at, damaged, is noticed. */
-static void test_each_damaged_byte(const char *path, const uint8_t *file, uint64_t bytes)
+static void test_each_damaged_byte(const char *path, const uint8_t *file,
+                                   uint64_t bytes)
 {
     struct lm_commit commit;
     uint8_t *bad = malloc(bytes);

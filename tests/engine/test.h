@@ -29,34 +29,34 @@ enum { TEST_OK = 0, TEST_FAILED = 1, TEST_SKIP = 77 };
 
 /* ---- checks ---------------------------------------------------------------------------- */
 
-#define CHECK(condition)                                                                 \
-    do {                                                                                 \
-        if (!(condition)) {                                                              \
-            fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);      \
-            _exit(TEST_FAILED);                                                          \
-        }                                                                                \
+#define CHECK(condition)                                                               \
+    do {                                                                               \
+        if (!(condition)) {                                                            \
+            fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);    \
+            _exit(TEST_FAILED);                                                        \
+        }                                                                              \
     } while (0)
 
 /* Both as integers; they are printed when they differ. */
-#define CHECK_EQ(got, wanted)                                                            \
-    do {                                                                                 \
-        long long got_ = (long long)(got), wanted_ = (long long)(wanted);                \
-        if (got_ != wanted_) {                                                           \
-            fprintf(stderr, "%s:%d: failed: %s is %lld, not %lld\n", __FILE__, __LINE__, \
-                    #got, got_, wanted_);                                                \
-            _exit(TEST_FAILED);                                                          \
-        }                                                                                \
+#define CHECK_EQ(got, wanted)                                                          \
+    do {                                                                               \
+        long long got_ = (long long)(got), wanted_ = (long long)(wanted);              \
+        if (got_ != wanted_) {                                                         \
+            fprintf(stderr, "%s:%d: failed: %s is %lld, not %lld\n", __FILE__,         \
+                    __LINE__, #got, got_, wanted_);                                    \
+            _exit(TEST_FAILED);                                                        \
+        }                                                                              \
     } while (0)
 
 /* A call that fills `err`; its contents are printed where it failed. */
-#define CHECK_CALL(call, err)                                                            \
-    do {                                                                                 \
-        int rc_ = (call);                                                                \
-        if (rc_ != 0) {                                                                  \
-            fprintf(stderr, "%s:%d: failed: %s: %s: %s\n", __FILE__, __LINE__, #call,    \
-                    (err).what, lm_strerror(rc_));                                       \
-            _exit(TEST_FAILED);                                                          \
-        }                                                                                \
+#define CHECK_CALL(call, err)                                                          \
+    do {                                                                               \
+        int rc_ = (call);                                                              \
+        if (rc_ != 0) {                                                                \
+            fprintf(stderr, "%s:%d: failed: %s: %s: %s\n", __FILE__, __LINE__, #call,  \
+                    (err).what, lm_strerror(rc_));                                     \
+            _exit(TEST_FAILED);                                                        \
+        }                                                                              \
     } while (0)
 
 static inline int test_skip(const char *why)
@@ -82,7 +82,8 @@ UNUSED static void test_fill(uint8_t *data, size_t bytes, uint64_t seed)
 {
     uint64_t state = seed * 2 + 1;
     for (size_t i = 0; i < bytes;) {
-        size_t run = 1 + test_random(&state) % 12288, end = run < bytes - i ? i + run : bytes;
+        size_t run = 1 + test_random(&state) % 12288,
+               end = run < bytes - i ? i + run : bytes;
         unsigned kind = test_random(&state) % 4;
         for (; i < end; i++)
             data[i] = kind == 0   ? 0
@@ -139,8 +140,8 @@ static inline char *test_path(const char *name)
     static _Atomic int count;
     const char *folder = getenv("TMPDIR");
     char *path;
-    CHECK(asprintf(&path, "%s/lazymem-%d-%d-%s", folder ? folder : "/tmp", (int)getpid(),
-                   lm_add_relaxed(&count, 1), name) > 0);
+    CHECK(asprintf(&path, "%s/lazymem-%d-%d-%s", folder ? folder : "/tmp",
+                   (int)getpid(), lm_add_relaxed(&count, 1), name) > 0);
     return path;
 }
 
@@ -227,7 +228,8 @@ UNUSED static void test_store_write(struct test_store *t)
     t->path = test_path("store.lzm");
     CHECK_CALL(lm_writer_create(t->path, &writer, &err), err);
     CHECK_CALL(lm_writer_begin(writer, &t->enc, &object, &err), err);
-    CHECK_CALL(lm_writer_write(object, 0, t->data, t->enc.object_bytes, &job, &err), err);
+    CHECK_CALL(lm_writer_write(object, 0, t->data, t->enc.object_bytes, &job, &err),
+               err);
     test_finish(job);
     CHECK_CALL(lm_writer_end(object, &t->written, &err), err);
     CHECK_CALL(lm_writer_commit(writer, "{}", 2, &file_bytes, &err), err);
@@ -235,7 +237,8 @@ UNUSED static void test_store_write(struct test_store *t)
 }
 
 /* A store of random data.  0, or TEST_SKIP. */
-UNUSED static int test_store_make(struct test_store *t, struct lm_encoding enc, uint64_t seed)
+UNUSED static int test_store_make(struct test_store *t, struct lm_encoding enc,
+                                  uint64_t seed)
 {
     if (test_codecs() != 0)
         return test_skip("no lz4 and zstd");
@@ -264,8 +267,9 @@ UNUSED static struct lm__entry test_entry(struct test_store *t, uint64_t chunk_i
     struct lm__scratch scratch = {0};
     struct lm__entry entry;
     struct lm_error err;
-    CHECK_CALL(lm__index_lookup(&t->object->index, &t->store->source, chunk_idx, &scratch,
-                                &entry, &err), err);
+    CHECK_CALL(lm__index_lookup(&t->object->index, &t->store->source, chunk_idx,
+                                &scratch, &entry, &err),
+               err);
     lm__scratch_fini(&scratch);
     return entry;
 }
@@ -292,7 +296,8 @@ UNUSED static int test_region_open(struct test_store *t, lm_region **out)
 }
 
 /* memcmp() that the checks of a compiler can't turn into fewer reads than it says. */
-UNUSED static int test_same(const volatile uint8_t *served, const uint8_t *wanted, size_t bytes)
+UNUSED static int test_same(const volatile uint8_t *served, const uint8_t *wanted,
+                            size_t bytes)
 {
     for (size_t i = 0; i < bytes; i++)
         if (served[i] != wanted[i])

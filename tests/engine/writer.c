@@ -30,7 +30,8 @@ static uint8_t *random_blocks(struct test_store *t, uint64_t *state)
         if (n > bytes - offset)
             n = bytes - offset;
         memcpy(oracle + offset, t->data + offset, n);
-        CHECK_CALL(lm_writer_write(object, offset, t->data + offset, n, &job, &err), err);
+        CHECK_CALL(lm_writer_write(object, offset, t->data + offset, n, &job, &err),
+                   err);
         test_finish(job);
         offset += n;
         if (n == 0 && test_random(state) % 8 == 0)
@@ -59,11 +60,12 @@ static void check_object(struct test_store *t, const uint8_t *oracle)
 static void test_random_blocks(int round)
 {
     uint64_t state = 1000 + (uint64_t)round;
-    struct test_store t = {.enc = {.object_bytes = 1 + test_random(&state) % 200000,
-                                   .chunk_bytes = CHUNK_BYTES,
-                                   .shuffle_width = (uint32_t)(test_random(&state) % 10),
-                                   .codec = round % 3,
-                                   .level = round % 5}};
+    struct test_store t = {
+        .enc = {.object_bytes = 1 + test_random(&state) % 200000,
+                .chunk_bytes = CHUNK_BYTES,
+                .shuffle_width = (uint32_t)(test_random(&state) % 10),
+                .codec = round % 3,
+                .level = round % 5}};
     t.data = malloc(t.enc.object_bytes);
     CHECK(t.data);
     test_fill(t.data, t.enc.object_bytes, state);
@@ -122,8 +124,9 @@ static void test_each_failed_write_is_reported(void)
         rc = lm_writer_create(path, &writer, &err);
         if (rc == 0) {
             CHECK_CALL(lm_writer_begin(writer, &t.enc, &object, &err), err);
-            CHECK_CALL(lm_writer_write(object, 0, t.data, t.enc.object_bytes, &job, &err),
-                       err);
+            CHECK_CALL(
+                lm_writer_write(object, 0, t.data, t.enc.object_bytes, &job, &err),
+                err);
             while (job && !lm_job_wait(job, 1000))
                 ;
             if (job)
@@ -145,8 +148,10 @@ static void test_each_failed_write_is_reported(void)
 
 static void test_cancelled_write_is_not_committed(void)
 {
-    struct lm_encoding enc = {.object_bytes = 64 << 20, .chunk_bytes = CHUNK_BYTES,
-                              .codec = LM_CODEC_ZSTD, .level = 15};
+    struct lm_encoding enc = {.object_bytes = 64 << 20,
+                              .chunk_bytes = CHUNK_BYTES,
+                              .codec = LM_CODEC_ZSTD,
+                              .level = 15};
     struct lm_written written;
     struct lm_error err;
     lm_writer *writer;

@@ -66,7 +66,8 @@ static void test_thread_count(int codec)
 static void test_repeats_are_stored_once(void)
 {
     struct test_store t;
-    struct lm_encoding enc = {.object_bytes = 100 * CHUNK_BYTES, .chunk_bytes = CHUNK_BYTES};
+    struct lm_encoding enc = {.object_bytes = 100 * CHUNK_BYTES,
+                              .chunk_bytes = CHUNK_BYTES};
     t = (struct test_store){.enc = enc, .data = calloc(1, enc.object_bytes)};
     CHECK(t.data);
     for (uint64_t c = 0; c < 100; c++) /* 33 zero chunks, then two kinds in turn */

@@ -9,12 +9,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import lazymem as lm
 import numpy as np
 import pytest
+
+import lazymem as lm
 from lazymem import _engine
 from lazymem.testing import failing
-
 from tests.conftest import smooth
 from tests.reference_reader import crc32c
 
@@ -53,12 +53,15 @@ def reseal(path: Path, change: dict[int, bytes]) -> None:
     path.write_bytes(data)
 
 
-# ---- opening ----------------------------------------------------------------------------
+# ---- opening
+# ----------------------------------------------------------------------------
 
 
 def test_another_kind_of_file_is_named_as_such(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", A)
-    with pytest.raises(lm.FormatError, match=r"x\.npy.*not a lazymem store.*another kind"):
+    with pytest.raises(
+        lm.FormatError, match=r"x\.npy.*not a lazymem store.*another kind"
+    ):
         lm.open(tmp_path / "x.npy")
 
 
@@ -83,7 +86,9 @@ def test_a_future_version_asks_for_an_upgrade(path: Path) -> None:
     data[8:12] = struct.pack("<I", 7)
     data[60:64] = struct.pack("<I", crc32c(bytes(data[:60])))
     path.write_bytes(data)
-    with pytest.raises(lm.FormatError, match=r"expected 1, found 7\); upgrade") as caught:
+    with pytest.raises(
+        lm.FormatError, match=r"expected 1, found 7\); upgrade"
+    ) as caught:
         lm.open(path)
     assert (caught.value.expected, caught.value.found) == (1, 7)
 
@@ -91,7 +96,9 @@ def test_a_future_version_asks_for_an_upgrade(path: Path) -> None:
 @pytest.mark.parametrize("offset", [8, 13, 20, 33, 50, 61])
 def test_a_flipped_bit_in_the_superblock_is_found(path: Path, offset: int) -> None:
     flip(path, offset)
-    with pytest.raises(lm.ChecksumError, match="superblock: checksum mismatch") as caught:
+    with pytest.raises(
+        lm.ChecksumError, match="superblock: checksum mismatch"
+    ) as caught:
         lm.open(path)
     assert caught.value.offset == 0
     assert caught.value.expected != caught.value.found
@@ -177,7 +184,16 @@ ENTRY = (
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"objects":[]}', "[" * 100_000, '{"objects":{},"attrs":3}', "\xff"]
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"objects":[]}',
+        "[" * 100_000,
+        '{"objects":{},"attrs":3}',
+        "\xff",
+    ],
 )
 def test_a_sealed_but_senseless_manifest_is_refused(path: Path, text: str) -> None:
     with_manifest(path, text.encode("latin-1") or b" ")
@@ -214,7 +230,9 @@ def test_a_senseless_object_is_refused_by_name(path: Path, old: str, new: str) -
     assert entry != ENTRY
     with_manifest(path, f'{{"objects":{{"x":{entry},"y":{ENTRY}}}}}'.encode())
     with lm.open(path) as store:
-        with pytest.raises(lm.FormatError, match="object 'x': bad entry in the manifest"):
+        with pytest.raises(
+            lm.FormatError, match="object 'x': bad entry in the manifest"
+        ):
             store["x"]
         assert store["y"].tolist() == [0] * 9
         assert len(store.verify()) == 1
@@ -226,11 +244,15 @@ def test_an_index_that_points_astray_is_an_error_when_touched(
 ) -> None:
     entry = ENTRY.replace("null", str(index))
     with_manifest(path, f'{{"objects":{{"x":{entry}}}}}'.encode())
-    with lm.open(path) as store, pytest.raises(lm.FormatError, match="object 'x', chunk 0"):
+    with (
+        lm.open(path) as store,
+        pytest.raises(lm.FormatError, match="object 'x', chunk 0"),
+    ):
         store["x"].sum()
 
 
-# ---- touching ------------------------------------------------------------------------------
+# ---- touching
+# ------------------------------------------------------------------------------
 
 
 def places(path: Path) -> dict[str, int]:
@@ -277,7 +299,9 @@ def test_every_flipped_byte_of_a_store_is_found_or_harmless(tmp_path: Path) -> N
     good = path.read_bytes()
     silent = []
     for offset in range(len(good)):
-        path.write_bytes(good[:offset] + bytes([good[offset] ^ 0x10]) + good[offset + 1 :])
+        path.write_bytes(
+            good[:offset] + bytes([good[offset] ^ 0x10]) + good[offset + 1 :]
+        )
         try:
             with lm.open(path) as store:
                 assert np.array_equal(store["a"], a)
@@ -327,7 +351,11 @@ def test_a_file_server_that_is_gone_raises_and_heals(path: Path, number: int) ->
 @pytest.mark.needs_uffd
 @pytest.mark.parametrize(
     ("number", "kind"),
-    [(errno.ENOMEM, MemoryError), (errno.EINVAL, lm.FillError), (errno.ENOENT, lm.FillError)],
+    [
+        (errno.ENOMEM, MemoryError),
+        (errno.EINVAL, lm.FillError),
+        (errno.ENOENT, lm.FillError),
+    ],
 )
 def test_an_install_that_fails_raises_and_heals(
     path: Path, number: int, kind: type[Exception]
@@ -355,7 +383,9 @@ def test_a_missing_file_and_a_folder_are_plain_os_errors(tmp_path: Path) -> None
 
 
 def test_each_code_of_the_engine_has_a_text() -> None:
-    codes: list[Any] = [getattr(_engine.lib, n) for n in dir(_engine.lib) if n.startswith("LM_E_")]
+    codes: list[Any] = [
+        getattr(_engine.lib, n) for n in dir(_engine.lib) if n.startswith("LM_E_")
+    ]
     assert len(codes) >= 14
     texts = {_engine.strerror(code) for code in codes}
     assert len(texts) == len(codes)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lazymem as lm
 import numpy as np
 import pytest
 
+import lazymem as lm
 from tests.conftest import smooth
 
 A = smooth((500, 1000))
@@ -22,7 +22,8 @@ import sys, warnings, numpy as np, lazymem as lm
 warnings.simplefilter("always")
 with lm.open(sys.argv[1]) as store:
     a = store["a"]
-    print(float(a[3].astype("f8").sum()), float(a.astype("f8").sum()), a.residency().fraction)
+    row, whole = (float(x.astype("f8").sum()) for x in (a[3], a))
+    print(row, whole, a.residency().fraction)
     print("mode", lm.open(sys.argv[1]).stats().engine["mode"])
 """
 
@@ -158,11 +159,14 @@ def test_nobody_reads_by_user_mode_faults_and_is_told(
     assert done.stderr.count("LazyMemWarning") == 1
 
 
-# ---- fork -----------------------------------------------------------------------------------
+# ---- fork
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.needs_uffd
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
 def test_a_forked_child_reads_right_data_resident_or_not(path: Path) -> None:
     with lm.open(path) as store, lm.open(path, "c") as mine:
         a, c = store["a"], mine["a"]
@@ -186,7 +190,8 @@ def test_a_forked_child_reads_right_data_resident_or_not(path: Path) -> None:
         np.testing.assert_array_equal(a, A)
 
 
-# ---- memory changed from outside -----------------------------------------------------------
+# ---- memory changed from outside
+# -----------------------------------------------------------
 
 
 @pytest.mark.needs_uffd

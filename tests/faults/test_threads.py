@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import lazymem as lm
 import numpy as np
 import pytest
 
+import lazymem as lm
 from tests.conftest import smooth
 from tests.faults.test_damage import CHUNK, flip, places
 
@@ -57,7 +57,9 @@ def test_eight_threads_on_one_bad_chunk_all_hear(store: lm.Store, plain: bool) -
 
     with ThreadPoolExecutor(8) as pool:
         for _ in range(10):
-            assert [f.result() for f in [pool.submit(work) for _ in range(8)]] == ["error"] * 8
+            assert [f.result() for f in [pool.submit(work) for _ in range(8)]] == [
+                "error"
+            ] * 8
 
 
 def test_only_the_thread_that_touched_damage_hears(store: lm.Store) -> None:
@@ -65,7 +67,9 @@ def test_only_the_thread_that_touched_damage_hears(store: lm.Store) -> None:
     bad = np.asarray(store["a"])
     with ThreadPoolExecutor(4) as pool:
         for _ in range(10):
-            futures = [pool.submit(outcome, array.sum) for array in (good, bad, good, good)]
+            futures = [
+                pool.submit(outcome, array.sum) for array in (good, bad, good, good)
+            ]
             found = [future.result() for future in futures]
             assert found == ["silence", "error", "silence", "silence"]
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lazymem as lm
 import numpy as np
+
+import lazymem as lm
 
 FOLDER = Path(__file__).parent
 
@@ -22,12 +23,16 @@ def arrays() -> dict[str, np.ndarray[Any, Any]]:
     record = np.zeros(50, [("id", "<i4"), ("xy", ">f4", (2,)), ("name", "U3")])
     record["id"] = np.arange(50)
     record["name"] = "äb"
-    sparse = np.zeros(1200 * 4096, "u1")  # two levels of index, one of its leaves absent
+    sparse = np.zeros(
+        1200 * 4096, "u1"
+    )  # two levels of index, one of its leaves absent
     sparse[[5, 1100 * 4096]] = 1, 2
     return {
         "smooth": (n * n % 1000).astype("<f4").reshape(60, 100),
         "fortran": np.asfortranarray((n % 777).astype(">i2").reshape(60, 100)),
-        "noise": np.frombuffer(bytes((i * i * 31 + i // 7) % 256 for i in range(5000)), "u1"),
+        "noise": np.frombuffer(
+            bytes((i * i * 31 + i // 7) % 256 for i in range(5000)), "u1"
+        ),
         "record": record,
         "complex": np.exp(1j * n[:200]).round(3),
         "dates": np.arange("2000-01-01", "2000-02-01", dtype="M8[D]"),
@@ -44,7 +49,9 @@ def arrays() -> dict[str, np.ndarray[Any, Any]]:
 def make(codec: str) -> Path:
     """Write the golden file of a codec."""
     path = FOLDER / f"v1-{codec}.lzm"
-    with lm.Writer(path, codec=codec, chunk_bytes=4096, attrs={"codec": codec}) as writer:
+    with lm.Writer(
+        path, codec=codec, chunk_bytes=4096, attrs={"codec": codec}
+    ) as writer:
         for name, a in arrays().items():
             order = "F" if name == "fortran" else "C"
             obj = writer.create(name, a.shape, a.dtype, order=order, attrs={"of": name})

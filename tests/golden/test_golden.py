@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Do files of every version still open, and does their specification suffice to read them?"""
+"""Do files of every version open, and does the specification suffice to read them?"""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
 
-import lazymem as lm
 import numpy as np
 import pytest
 
+import lazymem as lm
 from tests import reference_reader
 from tests.golden.make import FOLDER, arrays
 

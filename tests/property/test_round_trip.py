@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
-import lazymem as lm
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lazymem as lm
 from tests.reference_reader import read
 
 SIMPLE = st.one_of(
@@ -37,7 +37,7 @@ OPTIONS = st.fixed_dictionaries(
 
 @st.composite
 def arrays(draw: st.DrawFn) -> np.ndarray[Any, Any]:
-    """Return arrays of any dtype and layout: repetitive data of up to some hundred KiB."""
+    """Return arrays of any dtype and layout, of repetitive data."""
     dtype = draw(DTYPES)
     shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=40))
     nbytes = int(np.prod(shape)) * dtype.itemsize

@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import lazymem as lm
 import numpy as np
 import pytest
 
+import lazymem as lm
 from tests.conftest import smooth
 
 CHUNK = 65536
@@ -92,10 +92,14 @@ def test_indexing_equals_numpy(path: Path, index: Any) -> None:
 
 def test_boolean_masks_and_ufuncs_equal_numpy(a: lm.LazyArray) -> None:
     np.testing.assert_array_equal(a[a > 300], A[A > 300])
-    np.testing.assert_array_equal(np.add(a, a, where=a > 0, out=np.zeros_like(A)),
-                                  np.add(A, A, where=A > 0, out=np.zeros_like(A)))
+    np.testing.assert_array_equal(
+        np.add(a, a, where=a > 0, out=np.zeros_like(A)),
+        np.add(A, A, where=A > 0, out=np.zeros_like(A)),
+    )
     np.testing.assert_array_equal(np.sort(a, axis=0), np.sort(A, axis=0))
-    np.testing.assert_array_equal(np.concatenate([a, a[:1]]), np.concatenate([A, A[:1]]))
+    np.testing.assert_array_equal(
+        np.concatenate([a, a[:1]]), np.concatenate([A, A[:1]])
+    )
     np.testing.assert_array_equal(a @ A[:, :3], A @ A[:, :3])
     assert a.sum() == A.sum()
     assert np.percentile(a, 30) == np.percentile(A, 30)
@@ -217,8 +221,12 @@ def test_str_shows_elements_and_repr_facts(path: Path) -> None:
     with lm.open(path) as store:
         n = store["n"]
         assert str(n) == str(np.arange(10))
-        assert repr(n) == "<LazyArray, read-only 'n': (10,) int64, 1 of 1 chunks resident>"
-        assert repr(store).startswith(f"<Store {str(path)!r}, mode 'r': 'a', 'f', 'n', 'z'")
+        assert (
+            repr(n) == "<LazyArray, read-only 'n': (10,) int64, 1 of 1 chunks resident>"
+        )
+        assert repr(store).startswith(
+            f"<Store {str(path)!r}, mode 'r': 'a', 'f', 'n', 'z'"
+        )
     with lm.open(path, "c") as store:
         assert repr(store["n"]).startswith("<LazyArray 'n'")
 
@@ -232,7 +240,11 @@ def test_a_store_is_a_mapping(path: Path) -> None:
         assert store.get("b") is None
         assert {name: array.shape for name, array in store.items()}["n"] == (10,)
         info = store.info("a")
-        assert (info.shape, info.dtype, info.nbytes) == ((1000, 1000), np.dtype("f4"), 4 * 10**6)
+        assert (info.shape, info.dtype, info.nbytes) == (
+            (1000, 1000),
+            np.dtype("f4"),
+            4 * 10**6,
+        )
 
 
 def test_an_unknown_name_gets_a_hint(path: Path) -> None:
@@ -283,7 +295,9 @@ def test_eight_threads_read_right_data(path: Path, same: bool) -> None:
             wrong: list[int] = []
             barrier = threading.Barrier(8)
 
-            def read(k: int, a: Any = a, barrier: Any = barrier, wrong: Any = wrong) -> None:
+            def read(
+                k: int, a: Any = a, barrier: Any = barrier, wrong: Any = wrong
+            ) -> None:
                 order = np.random.default_rng(0 if same else k).permutation(1000)
                 barrier.wait()
                 wrong += [i for i in order if not np.array_equal(a[i], A[i])]

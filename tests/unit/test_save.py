@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lazymem as lm
 import numpy as np
 import pytest
-from lazymem.testing import failing
 
+import lazymem as lm
+from lazymem.testing import failing
 from tests.conftest import smooth
 
 RECORD = np.dtype([("a", "<i4"), ("b", ">f8", (2,)), ("s", "S3")])
@@ -117,13 +117,17 @@ def test_a_cut_npy_file_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", smooth((100, 300)))
     data = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "a.npy").write_bytes(data[:-1])
-    with pytest.raises(ValueError, match=r"a\.npy: the file ends after 119999 of 120000"):
+    with pytest.raises(
+        ValueError, match=r"a\.npy: the file ends after 119999 of 120000"
+    ):
         lm.save(tmp_path / "s.lzm", tmp_path / "a.npy")
     assert os.listdir(tmp_path) == ["a.npy"]
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
-def test_a_memmap_is_packed_in_pieces(tmp_path: Path, mode: Any, monkeypatch: Any) -> None:
+def test_a_memmap_is_packed_in_pieces(
+    tmp_path: Path, mode: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("lazymem.sources.BLOCK_BYTES", 100_000)
     a = smooth((1000, 300))
     np.save(tmp_path / "a.npy", a)
@@ -315,7 +319,11 @@ def test_blocks_out_of_order_or_place_are_refused(tmp_path: Path) -> None:
     with lm.Writer(tmp_path / "s.lzm") as writer:
         x = writer.create("x", (10, 3), "f4")
         x.write(np.ones((2, 3)), at=4)
-        for block, at in ((np.ones((1, 3)), 5), (np.ones((5, 3)), 6), (np.ones((1, 3)), -1)):
+        for block, at in (
+            (np.ones((1, 3)), 5),
+            (np.ones((5, 3)), 6),
+            (np.ones((1, 3)), -1),
+        ):
             with pytest.raises(ValueError, match="ascending order"):
                 x.write(block, at=at)
         with pytest.raises(ValueError, match="does not fit"):

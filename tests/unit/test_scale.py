@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lazymem as lm
 import numpy as np
 import pytest
+
+import lazymem as lm
 
 
 def resident_kib() -> int:
