@@ -18,8 +18,8 @@
 
 #include "internal.h"
 
-#define SLOTS                                                                          \
-    256 /* threads that meet damage at the same time; beyond, errors are dropped */
+/* Threads that meet damage at the same time; beyond, errors are dropped. */
+#define SLOTS 256
 
 enum slot_state { FREE, QUEUED, ANNOUNCING, ANNOUNCED };
 
@@ -34,6 +34,7 @@ static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t g_changed = PTHREAD_COND_INITIALIZER;
 static struct slot g_slots[SLOTS]; /* under g_lock, as is the next */
 static const struct lm__runtime *g_runtime;
+static int g_has_reporter;
 
 void lm__failure_set_runtime(const struct lm__runtime *runtime)
 {
@@ -56,6 +57,29 @@ static struct slot *find_state_locked(enum slot_state state)
         if (s->state == state)
             return s;
     return NULL;
+}
+
+static void *reporter(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        pthread_mutex_lock(&g_lock);
+        while (!find_state_locked(QUEUED))
+            pthread_cond_wait(&g_changed, &g_lock);
+        const struct lm__runtime *runtime = g_runtime;
+        pthread_mutex_unlock(&g_lock);
+        runtime->later();
+    }
+    return NULL;
+}
+
+/* Most processes never need one. */
+static void start_reporter(void)
+{
+    pthread_mutex_lock(&g_lock);
+    if (!g_has_reporter)
+        g_has_reporter = lm__thread_start(reporter, NULL, "lazymem-report") == 0;
+    pthread_mutex_unlock(&g_lock);
 }
 
 static void set_state(int32_t tid, enum slot_state state)
@@ -84,7 +108,12 @@ unsigned lm__failure_report(int32_t tid, const struct lm_error *cause)
     pthread_mutex_unlock(&g_lock);
     if (!s || repeats > 1 || !runtime)
         return repeats;
-    set_state(tid, runtime->at_once(tid) ? ANNOUNCED : QUEUED);
+    if (runtime->at_once(tid)) {
+        set_state(tid, ANNOUNCED);
+    } else {
+        start_reporter();
+        set_state(tid, QUEUED);
+    }
     return repeats;
 }
 
@@ -146,37 +175,23 @@ void lm__failure_announced(int32_t tid)
 {
     pthread_mutex_lock(&g_lock);
     struct slot *s = find_locked(tid);
-    if (s && s->state ==
-                 ANNOUNCING) /* else it was taken, and this is the thread's next one */
+    /* Else it was taken, and this is the thread's next one. */
+    if (s && s->state == ANNOUNCING)
         s->state = ANNOUNCED;
     pthread_cond_broadcast(&g_changed);
     pthread_mutex_unlock(&g_lock);
 }
 
-static void *reporter(void *unused)
-{
-    (void)unused;
-    for (;;) {
-        pthread_mutex_lock(&g_lock);
-        while (!find_state_locked(QUEUED))
-            pthread_cond_wait(&g_changed, &g_lock);
-        const struct lm__runtime *runtime = g_runtime;
-        pthread_mutex_unlock(&g_lock);
-        runtime->later();
-    }
-    return NULL;
-}
-
-/* Also in a forked child, where the threads are gone that errors wait for, or that wait for
- * the condition.  Its next thread may well get the id of one of them. */
-int lm__failure_start(void)
+/* The threads are gone that errors wait for, or that wait for the condition.  The child's
+ * next thread may well get the id of one of them. */
+void lm__failure_fork_child(void)
 {
     static const pthread_cond_t fresh = PTHREAD_COND_INITIALIZER;
     g_changed = fresh;
+    g_has_reporter = 0;
     for (struct slot *s = g_slots; s < g_slots + SLOTS; s++)
         if (s->state != FREE)
             s->state = FREE;
-    return lm__thread_start(reporter, NULL, "lazymem-report");
 }
 
 void lm__failure_fork_prepare(void) { pthread_mutex_lock(&g_lock); }

@@ -16,6 +16,10 @@
  * through LazyArray learns of it by lm_region_failures(); whoever reads on, through any
  * pointer, meets a page that is still absent, and its error.  Only a thread that has met a
  * lot of damage, in one operation, is given whole chunks at once, to get to the end of it.
+ *
+ * An instruction can need two pages, and both may fail.  So a page that fails again comes
+ * with its neighbours and stays for longer than it took to fail; and a handler that lets
+ * time pass sees to it that another one reads.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,12 +34,12 @@
 #define PAGEWISE_MAX         256 /* failures of a thread, until speed matters more: see above */
 #define LINGER_NS            100000L /* a woken thread runs within tens of microseconds ... */
 #define LINGER_DOUBLINGS_MAX 7 /* ... unless the machine is overloaded: up to 13 ms */
+#define TOOK_NS_MAX          100000000u /* lm_region_settle() waits for that, too */
 #define NO_MEMORY_RETRIES    5
 
 /* ---- threads that wait for a chunk which another thread's fault is filling ------------------------ */
 
-#define WAITERS_MAX                                                                    \
-    256 /* more than that find the error through the one that is reported */
+#define WAITERS_MAX          256 /* beyond, handlers wait for room */
 
 struct waiter {
     const lm_region *region;
@@ -47,15 +51,18 @@ static pthread_mutex_t g_waiters_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct waiter g_waiters[WAITERS_MAX]; /* under g_waiters_lock */
 static _Atomic size_t g_waiter_count;        /* written under it */
 
-static void waiter_add(const lm_region *r, uint64_t chunk_idx, int32_t tid)
+/* 0: there is no room. */
+static int waiter_add(const lm_region *r, uint64_t chunk_idx, int32_t tid)
 {
     pthread_mutex_lock(&g_waiters_lock);
     size_t n = lm_load_relaxed(&g_waiter_count);
-    if (n < WAITERS_MAX) {
+    int has_room = n < WAITERS_MAX;
+    if (has_room) {
         g_waiters[n] = (struct waiter){r, chunk_idx, tid};
         lm_store_seq_cst(&g_waiter_count, n + 1);
     }
     pthread_mutex_unlock(&g_waiters_lock);
+    return has_room;
 }
 
 /* Take one waiter of the chunk off the table; with tid != 0, that one.  Its tid, or 0. */
@@ -191,39 +198,82 @@ static void serve_ones(uintptr_t addr, size_t span)
     }
 }
 
-/* Give the woken thread time to end its instruction.  A page that fails again and again says
- * that it was not enough. */
-static void linger(uintptr_t addr)
+/* How often the page has failed, as far as is remembered, before now. */
+static unsigned count_failure(uintptr_t page)
 {
-    static _Atomic uintptr_t last_addr;
-    static _Atomic unsigned times;
-    if (lm_load_relaxed(&last_addr) != addr)
-        lm_store_relaxed(&times, 0);
-    lm_store_relaxed(&last_addr, addr);
-    unsigned doublings = lm_add_relaxed(&times, 1);
-    if (doublings > LINGER_DOUBLINGS_MAX)
-        doublings = LINGER_DOUBLINGS_MAX;
-    struct timespec pause = {.tv_nsec = LINGER_NS << doublings};
+    static struct {
+        _Atomic uintptr_t page;
+        _Atomic unsigned times;
+    } lately[64]; /* neighbours have places of their own */
+    size_t i = page / lm__page_bytes() % (sizeof lately / sizeof lately[0]);
+    if (lm_load_relaxed(&lately[i].page) != page)
+        lm_store_relaxed(&lately[i].times, 0);
+    lm_store_relaxed(&lately[i].page, page);
+    return lm_add_relaxed(&lately[i].times, 1);
+}
+
+/* Give the woken thread time to end its instruction.  A page that fails again says that it
+ * was not enough: perhaps for another page to fail, which takes as long as this one took. */
+static void linger(unsigned times, uint64_t took_ns)
+{
+    unsigned doublings = times < LINGER_DOUBLINGS_MAX ? times : LINGER_DOUBLINGS_MAX;
+    uint64_t ns = LINGER_NS << doublings;
+    if (times > 0)
+        ns += 2 * (took_ns < TOOK_NS_MAX ? took_ns : TOOK_NS_MAX);
+    struct timespec pause = {.tv_nsec = (long)ns};
     nanosleep(&pause, NULL);
 }
 
+struct span {
+    uintptr_t addr;
+    size_t bytes;
+};
+
+/* The pages to fill with 0xFF; none that holds what the application has written. */
+static struct span false_span(const lm_region *r, uint64_t chunk_idx, uintptr_t page,
+                              enum lm__chunk_state from, unsigned repeats,
+                              unsigned times)
+{
+    size_t page_bytes = lm__page_bytes();
+    uintptr_t low = chunk_addr(r, chunk_idx);
+    uintptr_t high = low + lm__region_chunk_span(r, chunk_idx);
+    if (repeats <= PAGEWISE_MAX) {
+        size_t beside = times > 0 && from == LM_CHUNK_ABSENT ? page_bytes : 0;
+        low = page - low > beside ? page - beside : low;
+        high = high - page > page_bytes + beside ? page + page_bytes + beside : high;
+    }
+    return (struct span){low, high - low};
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* End a fill that began at `began_ns`, of a chunk that was claimed in state `from`. */
 static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
+                      enum lm__chunk_state from, uint64_t began_ns,
                       const struct lm_error *cause)
 {
+    uintptr_t page = lm__round_down(fault->addr, lm__page_bytes());
+    unsigned times = count_failure(page);
     lm__region_keep_error(r, cause);
     unsigned repeats = report_to_all(r, chunk_idx, fault->tid ? fault->tid : -1, cause);
-    if (repeats <= PAGEWISE_MAX)
-        serve_ones(lm__round_down(fault->addr, lm__page_bytes()), lm__page_bytes());
-    else
-        serve_ones(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
+    struct span ones = false_span(r, chunk_idx, page, from, repeats, times);
+    serve_ones(ones.addr, ones.bytes);
     report_to_all(r, chunk_idx, waiter_take(r, chunk_idx, 0), cause);
     lm__uffd_wake(lm__pager_uffd(), chunk_addr(r, chunk_idx),
                   lm__region_chunk_span(r, chunk_idx));
 
-    linger(fault->addr);
-    drop_pages(r, chunk_idx);
+    linger(times, now_ns() - began_ns);
+    madvise((void *)ones.addr, ones.bytes, MADV_DONTNEED);
     lm_add_seq_cst(&r->failures_over, 1);
-    abandon(r, chunk_idx);
+    if (from == LM_CHUNK_CLEAN && lm__chunks_publish(&r->chunks, chunk_idx))
+        wake(r, chunk_idx); /* its other pages are as good as they were: (C2) */
+    else
+        abandon(r, chunk_idx);
 }
 
 /* ---- entry points ---------------------------------------------------------------------------------------- */
@@ -239,24 +289,33 @@ static int page_is_present(uintptr_t addr)
 }
 
 static void serve_claimed(lm_region *r, uint64_t chunk_idx,
-                          const struct lm__fault *fault, struct lm__scratch *scratch)
+                          const struct lm__fault *fault, enum lm__chunk_state from,
+                          struct lm__scratch *scratch)
 {
+    uint64_t began_ns = now_ns();
     struct lm_error cause = lm__error(LM_E_CLOSED, "array");
     cause.tag = r->object->spec.tag;
     cause.chunk_idx = chunk_idx;
-    if (lm_load_seq_cst(&r->released) || fill(r, chunk_idx, scratch, &cause) != 0)
-        fail_fill(r, chunk_idx, fault, &cause);
+    if (!lm_load_seq_cst(&r->released) && fill(r, chunk_idx, scratch, &cause) == 0)
+        return;
+    if (scratch->will_block)
+        scratch->will_block();
+    fail_fill(r, chunk_idx, fault, from, began_ns, &cause);
 }
 
 static void serve_region(lm_region *r, const struct lm__fault *fault,
                          struct lm__scratch *scratch)
 {
     uint64_t chunk_idx = (fault->addr - r->addr) >> r->object->chunk_shift;
+    const struct timespec pause = {.tv_nsec = 100000};
     lm_add_relaxed(&r->faults, 1);
     for (;;) {
         enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
         if (state == LM_CHUNK_FILLING) {
-            waiter_add(r, chunk_idx, fault->tid);
+            if (!waiter_add(r, chunk_idx, fault->tid)) {
+                nanosleep(&pause, NULL);
+                continue;
+            }
             if (lm__chunks_state(&r->chunks, chunk_idx) == LM_CHUNK_FILLING ||
                 waiter_take(r, chunk_idx, fault->tid) == 0)
                 return; /* who fills it now, or has taken us off the table, wakes us */
@@ -269,7 +328,7 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
             return;
         }
         if (lm__chunks_claim(&r->chunks, chunk_idx, state)) {
-            serve_claimed(r, chunk_idx, fault, scratch);
+            serve_claimed(r, chunk_idx, fault, state, scratch);
             return;
         }
     }
@@ -282,6 +341,10 @@ static void serve_dangling(const struct lm__fault *fault)
     lm__failure_report(fault->tid, &cause);
     lm__failure_wait_announced(fault->tid, ANNOUNCE_MS);
     lm__region_serve_dangling(fault->addr);
+    /* Served, or to fault once more: on a new owner's memory, for want of memory now, or to
+     * get SIGSEGV where nothing is mapped any more. */
+    lm__uffd_wake(lm__pager_uffd(), lm__round_down(fault->addr, lm__page_bytes()),
+                  lm__page_bytes());
 }
 
 void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
@@ -307,8 +370,8 @@ static int try_prefetch(lm_region *r, uint64_t chunk_idx, struct lm__scratch *sc
         return 1;
     if (!lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_ABSENT))
         return 0;
-    *rc = fill(r, chunk_idx, scratch, err);
-    if (*rc < 0)
+    /* A release that came before the claim is seen here, a later one by publish. */
+    if (lm_load_seq_cst(&r->released) || (*rc = fill(r, chunk_idx, scratch, err)) < 0)
         abandon(r, chunk_idx);
     return 1;
 }

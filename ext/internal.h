@@ -260,7 +260,6 @@ struct lm__runtime {
 int lm__failure_next_queued(struct lm_error *out); /* 1 if there was one */
 void lm__failure_announced(int32_t tid);
 void lm__failure_set_runtime(const struct lm__runtime *runtime);
-int lm__failure_start(void); /* starts the reporter */
 /* Keep `cause` for thread `tid`, unless an error waits for it already.  Returns how many
  * failures that thread has met since it last took one: 1 for the first. */
 unsigned lm__failure_report(int32_t tid, const struct lm_error *cause);
@@ -345,6 +344,7 @@ void lm__region_fork_done(void);
 void lm__region_fork_child(void);
 void lm__failure_fork_prepare(void);
 void lm__failure_fork_done(void);
+void lm__failure_fork_child(void);
 void lm__workers_fork_prepare(void);
 void lm__workers_fork_done(void);
 void lm__workers_fork_child(void); /* the threads are gone, and the jobs they ran */

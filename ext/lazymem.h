@@ -223,6 +223,8 @@ struct lm_pager_stats {
 
 /* Start the fault threads if they do not run.  Returns 0, or LM_E_NO_UFFD for good. */
 int lm_pager_start(void);
+/* How faults are served in this process: enum lm_uffd_mode; none before the start. */
+int lm_pager_mode(void);
 void lm_pager_stats(struct lm_pager_stats *out);
 
 /* ---- writer: a new store file --------------------------------------------------------- */

@@ -94,6 +94,8 @@ static void *handler(void *unused)
     (void)unused;
     struct lm__scratch scratch = {.will_block = handler_will_block};
     struct lm__fault fault;
+    if (lm_load_relaxed(&g_pager.handlers) < g_pager.readers_wanted)
+        handler_start();
     do {
         int rc = lm__uffd_read(lm__pager_uffd(), &fault);
         lm_sub_acq_rel(&g_pager.readers, 1);
@@ -132,15 +134,10 @@ static int start(void)
     g_pager.readers_wanted = (int)lm__workers_cores();
     if (g_pager.readers_wanted > HANDLERS_MAX / 2)
         g_pager.readers_wanted = HANDLERS_MAX / 2;
-    int rc = lm__failure_start();
-    int started = 0;
-    while (rc == 0 && started < g_pager.readers_wanted)
-        if ((rc = handler_start()) == 0)
-            started++;
-    if (started > 0)
+    int rc = handler_start(); /* it starts the next one: the caller need not wait */
+    if (rc == 0)
         return 0;
-    lm_store_release(&g_pager.uffd,
-                     -1); /* with nobody to read it, a touch would hang */
+    lm_store_release(&g_pager.uffd, -1); /* unread, it would let touches hang */
     close(uffd);
     return rc;
 }
@@ -173,6 +170,7 @@ static void fork_child(void)
     g_pager.fills = fresh;
     pthread_rwlock_wrlock(&g_pager.fills);
     lm__workers_fork_child();
+    lm__failure_fork_child();
     if (g_pager.is_started && g_pager.start_error == 0) {
         close(lm__pager_uffd());
         g_pager.start_error = start();
@@ -194,6 +192,8 @@ int lm_pager_start(void)
     pthread_mutex_unlock(&g_pager.start_lock);
     return rc;
 }
+
+int lm_pager_mode(void) { return lm_load_relaxed(&g_pager.mode); }
 
 void lm_pager_stats(struct lm_pager_stats *out)
 {

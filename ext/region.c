@@ -27,8 +27,8 @@
 
 #define SHARED_ARENA_BYTES ((size_t)256 << 20)
 #define SLOT_BYTES_MAX     ((size_t)16 << 20)
-#define SETTLE_TRIES                                                                   \
-    200 /* of 0.1 ms: longer than any one failed fill leaves its bytes */
+/* Of 0.1 ms: longer than any one failed fill leaves its bytes. */
+#define SETTLE_TRIES       4000
 
 struct lm__arena {
     uintptr_t addr;
@@ -36,7 +36,8 @@ struct lm__arena {
     unsigned slot_shift;
     size_t slots;
     lm_region **regions;  /* by slot; under map_lock, as all below */
-    uint32_t *free_slots; /* a stack; its first entry is handed out first */
+    size_t used_slots;    /* handed out at least once: the first ones */
+    uint32_t *free_slots; /* a stack of those that came back */
     size_t free_count;
     int served_dangling; /* free slots may hold pages */
 };
@@ -78,13 +79,10 @@ static int arena_new(size_t bytes, unsigned slot_shift, struct lm__arena **out)
     a->bytes = bytes;
     a->slot_shift = slot_shift;
     a->slots = bytes >> slot_shift ? bytes >> slot_shift : 1;
-    a->free_count = a->slots;
     a->regions = calloc(a->slots, sizeof a->regions[0]);
     a->free_slots = malloc(a->slots * sizeof a->free_slots[0]);
     if (!a->regions || !a->free_slots)
         goto free_arena;
-    for (size_t i = 0; i < a->slots; i++)
-        a->free_slots[i] = (uint32_t)(a->slots - 1 - i);
 
     /* After mlockall() the system fills whatever can be accessed, with zeros, at once. */
     void *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -162,7 +160,9 @@ static struct lm__arena *arena_with_room_locked(unsigned slot_shift)
 {
     /* Newest last in address order need not be fullest, but arenas are few. */
     for (size_t i = 0; i < g_arena_count; i++)
-        if (g_arenas[i]->slot_shift == slot_shift && g_arenas[i]->free_count > 0)
+        if (g_arenas[i]->slot_shift == slot_shift &&
+            (g_arenas[i]->free_count > 0 ||
+             g_arenas[i]->used_slots < g_arenas[i]->slots))
             return g_arenas[i];
     return NULL;
 }
@@ -170,7 +170,7 @@ static struct lm__arena *arena_with_room_locked(unsigned slot_shift)
 static void slot_take_locked(struct lm__arena *a, lm_region *r)
 {
     r->arena = a;
-    r->slot_idx = a->free_slots[--a->free_count];
+    r->slot_idx = a->free_count > 0 ? a->free_slots[--a->free_count] : a->used_slots++;
     r->addr = a->addr + (r->slot_idx << a->slot_shift);
     a->regions[r->slot_idx] = r;
     g_region_count++;
@@ -256,7 +256,6 @@ int lm__region_serve_dangling(uintptr_t addr)
     lm_region *r = find_locked(addr, &arena);
     if (arena && !r) {
         lm__uffd_copy(lm__pager_uffd(), page, ones, lm__page_bytes());
-        lm__uffd_wake(lm__pager_uffd(), page, lm__page_bytes());
         arena->served_dangling = 1;
     }
     pthread_mutex_unlock(&g_map_lock);

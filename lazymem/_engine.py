@@ -492,7 +492,7 @@ def uffd_probe() -> Any:
 
 def user_mode_only() -> bool:
     """Return whether the process's userfaultfd serves user-mode faults only."""
-    return bool(pager_stats()["mode"] == lib.LM_UFFD_USER_ONLY)
+    return bool(lib.lm_pager_mode() == lib.LM_UFFD_USER_ONLY)
 
 
 def uffd_features(bits: int) -> dict[str, bool]:

@@ -75,6 +75,7 @@ static void test_failure_keeps_written_neighbours(struct test_store *t)
         CHECK_EQ(served[page], 0xFF);
         CHECK_EQ(lm_failure_take(test_tid(), &err), 1);
         CHECK_EQ(err.code, -EIO);
+        lm_region_settle(region);
     }
     lm_inject(LM_INJECT_READ, 0, 0, 0);
     CHECK_EQ(served[0], t->data[0] ^ 0xFF);

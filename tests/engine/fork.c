@@ -74,7 +74,7 @@ static int child_reads_all(void *unused)
     CHECK(test_same(lm_region_addr(second), g_store.data, BYTES));
     lm_region_release(second);
     for (int i = 0; i < 6; i++) {
-        uint64_t over = lm_region_failures_over(second);
+        uint64_t over = lm_region_settle(second);
         (void)*(const volatile uint8_t *)lm_region_addr(second);
         CHECK(lm_failure_take(test_tid(), &err) || lm_region_failures(second) != over);
     }

@@ -53,7 +53,7 @@ static int test_depth(uint64_t chunks, unsigned depth)
         struct lm__entry e = test_entry(&t, written[i]);
         uint64_t first_word = 0;
         CHECK(!lm__entry_is_zero(&e));
-        CHECK_EQ(lm__io_pread(t.store->source.fd, e.offset, 8, &first_word), 0);
+        CHECK_EQ(lm__io_pread(t.store->source.fd, e.offset, 8, &first_word, 0), 0);
         CHECK_EQ(first_word, written[i] + 1);
         if (i + 1 < count && written[i] + 1 < written[i + 1]) {
             e = test_entry(&t, written[i] + 1);

@@ -25,7 +25,7 @@ static void *read_until_closed(void *seed)
         struct lm_error err = {0};
         while (err.code == 0) {
             uint64_t at = test_random(&state) % BYTES;
-            uint64_t over = lm_region_failures_over(g_region);
+            uint64_t over = lm_region_settle(g_region);
             int was_released = lm_load_seq_cst(&g_is_released);
             uint8_t got = served[at];
             int has_failed = lm_region_failures(g_region) != over;

@@ -152,7 +152,7 @@ UNUSED static uint8_t *test_file_read(const char *path, uint64_t *bytes)
     CHECK_EQ(lm__io_file_bytes(fd, bytes), 0);
     uint8_t *data = malloc(*bytes + 1);
     CHECK(data);
-    CHECK_EQ(lm__io_pread(fd, 0, *bytes, data), 0);
+    CHECK_EQ(lm__io_pread(fd, 0, *bytes, data, 0), 0);
     close(fd);
     return data;
 }
@@ -171,7 +171,7 @@ UNUSED static void test_file_damage(const char *path, uint64_t offset)
     uint8_t byte;
     int fd = open(path, O_RDWR | O_CLOEXEC);
     CHECK(fd >= 0);
-    CHECK_EQ(lm__io_pread(fd, offset, 1, &byte), 0);
+    CHECK_EQ(lm__io_pread(fd, offset, 1, &byte, 0), 0);
     byte ^= 0xFF;
     CHECK_EQ(lm__io_pwrite(fd, offset, 1, &byte), 0);
     close(fd);
