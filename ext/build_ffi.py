@@ -44,7 +44,7 @@ ffibuilder.set_source(
     include_dirs=["ext"],
     depends=[str(path.relative_to(ROOT)) for path in sorted(EXT.glob("*.h"))],
     extra_compile_args=compile_args(),
-    extra_link_args=["-pthread"],
+    extra_link_args=["-pthread", "-Wl,-z,now"],
     libraries=["dl"],
 )
 

@@ -28,6 +28,8 @@ static struct {
     unsigned (*is_error)(size_t);
 } g_zstd;
 
+#define WARM_BYTES (128 << 10) /* the default size of a chunk */
+
 /* ---- scratch ------------------------------------------------------------------------------- */
 
 int lm__scratch_reserve(struct lm__scratch *s, size_t bytes)
@@ -48,6 +50,16 @@ int lm__scratch_reserve(struct lm__scratch *s, size_t bytes)
     }
     s->capacity = capacity;
     return 0;
+}
+
+void lm__scratch_warm(struct lm__scratch *s)
+{
+    if (lm__scratch_reserve(s, WARM_BYTES) == 0) {
+        memset(s->a, 0, WARM_BYTES);
+        memset(s->b, 0, WARM_BYTES);
+    }
+    if (!s->zstd_dctx && g_zstd.create_dctx)
+        s->zstd_dctx = g_zstd.create_dctx();
 }
 
 void lm__scratch_fini(struct lm__scratch *s)

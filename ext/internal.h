@@ -126,6 +126,8 @@ struct lm__scratch {
 };
 
 int lm__scratch_reserve(struct lm__scratch *s, size_t bytes);
+/* Allocate and touch what a first decode will need, while there is time. */
+void lm__scratch_warm(struct lm__scratch *s);
 void lm__scratch_fini(struct lm__scratch *s);
 
 struct lm__codec {

@@ -46,10 +46,30 @@ static void install_fork_hooks(void)
     pthread_atfork(fork_prepare, fork_done, fork_child);
 }
 
+struct thread {
+    void *(*run)(void *);
+    void *arg;
+    const char *name;
+};
+
+/* A thread names itself: a detached one may be gone before its creator could, and another
+ * thread's name goes through /proc, whose entries make the end of a process slow. */
+static void *thread_main(void *arg)
+{
+    struct thread t = *(struct thread *)arg;
+    free(arg);
+    pthread_setname_np(pthread_self(), t.name);
+    return t.run(t.arg);
+}
+
 int lm__thread_start(void *(*run)(void *), void *arg, const char *name)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, install_fork_hooks); /* a thread is what fork leaves behind */
+    struct thread *t = malloc(sizeof *t);
+    if (!t)
+        return -ENOMEM;
+    *t = (struct thread){run, arg, name};
     pthread_t thread;
     pthread_attr_t attr;
     sigset_t all, before;
@@ -58,11 +78,11 @@ int lm__thread_start(void *(*run)(void *), void *arg, const char *name)
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* the new thread inherits the mask */
-    int rc = pthread_create(&thread, &attr, run, arg);
+    int rc = pthread_create(&thread, &attr, thread_main, t);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attr);
-    if (rc == 0)
-        pthread_setname_np(thread, name);
+    if (rc != 0)
+        free(t);
     return -rc;
 }
 
@@ -94,14 +114,15 @@ static void *handler(void *unused)
     (void)unused;
     struct lm__scratch scratch = {.will_block = handler_will_block};
     struct lm__fault fault;
-    if (lm_load_relaxed(&g_pager.handlers) < g_pager.readers_wanted)
-        handler_start();
+    lm__scratch_warm(&scratch);
     do {
         int rc = lm__uffd_read(lm__pager_uffd(), &fault);
         lm_sub_acq_rel(&g_pager.readers, 1);
         if (rc != 0)
             break;
         lm__fault_serve(&fault, &scratch);
+        if (lm_load_relaxed(&g_pager.handlers) < g_pager.readers_wanted)
+            handler_start();
     } while (reader_join());
     lm_sub_acq_rel(&g_pager.handlers, 1);
     lm__scratch_fini(&scratch);
@@ -134,7 +155,7 @@ static int start(void)
     g_pager.readers_wanted = (int)lm__workers_cores();
     if (g_pager.readers_wanted > HANDLERS_MAX / 2)
         g_pager.readers_wanted = HANDLERS_MAX / 2;
-    int rc = handler_start(); /* it starts the next one: the caller need not wait */
+    int rc = handler_start(); /* one is enough for the first fault; more follow it */
     if (rc == 0)
         return 0;
     lm_store_release(&g_pager.uffd, -1); /* unread, it would let touches hang */

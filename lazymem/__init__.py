@@ -11,11 +11,12 @@ from lazymem.errors import (
     FormatError,
     LazyMemError,
     LazyMemWarning,
+    NotAStoreError,
     ObjectNotFoundError,
     UnsupportedKernelError,
 )
 from lazymem.manifest import ObjectInfo
-from lazymem.stats import RegionStats, Residency, StoreStats
+from lazymem.stats import Commit, RegionStats, Residency, StoreStats
 from lazymem.store import Store, open
 from lazymem.writer import ObjectWriter, Writer, save
 
@@ -23,11 +24,13 @@ __all__ = [
     "BudgetError",
     "ChecksumError",
     "ClosedError",
+    "Commit",
     "FillError",
     "FormatError",
     "LazyArray",
     "LazyMemError",
     "LazyMemWarning",
+    "NotAStoreError",
     "ObjectInfo",
     "ObjectNotFoundError",
     "ObjectWriter",

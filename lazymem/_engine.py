@@ -24,6 +24,7 @@ from lazymem.errors import (
     FillError,
     FormatError,
     LazyMemError,
+    NotAStoreError,
     UnsupportedKernelError,
 )
 
@@ -34,6 +35,17 @@ CODECS = {"none": lib.LM_CODEC_NONE, "lz4": lib.LM_CODEC_LZ4, "zstd": lib.LM_COD
 CHUNK_BYTES_MIN = int(lib.LM_CHUNK_BYTES_MIN)
 CHUNK_BYTES_MAX = int(lib.LM_CHUNK_BYTES_MAX)
 _NONE = 2**64 - 1
+
+# cffi lays a type out when it is first used: here, and not when a store is opened.
+_ERROR = ffi.typeof("struct lm_error *")
+_COMMIT = ffi.typeof("struct lm_commit *")
+_OBJECT_SPEC = ffi.typeof("struct lm_object_spec *")
+_STORE_OUT = ffi.typeof("lm_store **")
+_OBJECT_OUT = ffi.typeof("lm_object **")
+_REGION_OUT = ffi.typeof("lm_region **")
+_JOB_OUT = ffi.typeof("lm_job **")
+for _type in (_ERROR, _COMMIT, _OBJECT_SPEC):
+    ffi.new(_type)
 _TICK_MS = 50
 
 # ---- errors --------------------------------------------------------------------------
@@ -63,8 +75,8 @@ _CLASSES: dict[int, type[LazyMemError]] = {
     lib.LM_E_CODEC: UnsupportedKernelError,
     lib.LM_E_NO_UFFD: UnsupportedKernelError,
     lib.LM_E_LOST_MAPPING: FillError,
-    lib.LM_E_MAGIC: FormatError,
-    lib.LM_E_VERSION: FormatError,
+    lib.LM_E_MAGIC: NotAStoreError,
+    lib.LM_E_VERSION: NotAStoreError,
     lib.LM_E_FORMAT: FormatError,
     lib.LM_E_TRUNCATED: FormatError,
     lib.LM_E_NO_COMMIT: FormatError,
@@ -258,8 +270,8 @@ class StoreHandle:
     """An open store file."""
 
     def __init__(self, path: str) -> None:
-        out, error = ffi.new("lm_store **"), ffi.new("struct lm_error *")
-        self.commit = ffi.new("struct lm_commit *")
+        out, error = ffi.new(_STORE_OUT), _new_error()
+        self.commit = ffi.new(_COMMIT)
         code = lib.lm_store_open(os.fsencode(path), out, self.commit, error)
         if -4096 < code < 0 and ffi.string(error.what) == b"file":
             raise _os_error(code, path)
@@ -291,8 +303,8 @@ class ObjectHandle:
         tag = next(_next_tag)
         offset, stored, crc = index or (0, 0, 0)
         fields = (tag, nbytes, chunk_bytes, shuffle, offset, stored, crc)
-        spec = ffi.new("struct lm_object_spec *", fields)
-        out, error = ffi.new("lm_object **"), _new_error()
+        spec = ffi.new(_OBJECT_SPEC, fields)
+        out, error = ffi.new(_OBJECT_OUT), _new_error()
         code = lib.lm_object_open(store.pointer, spec, out, error)
         _check(code, error, store.path, name)
         self.pointer = ffi.gc(out[0], lib.lm_object_close)
@@ -300,7 +312,7 @@ class ObjectHandle:
 
     def read(self, offset: int, target: memoryview) -> Job:
         """Decode bytes from `offset` on into `target`, which the caller keeps."""
-        out = ffi.new("lm_job **")
+        out = ffi.new(_JOB_OUT)
         to = ffi.from_buffer(target, require_writable=True)
         code = lib.lm_object_read(self.pointer, offset, target.nbytes, to, out)
         if code < 0:
@@ -309,7 +321,7 @@ class ObjectHandle:
 
     def verify(self) -> Job:
         """Check every chunk."""
-        out = ffi.new("lm_job **")
+        out = ffi.new(_JOB_OUT)
         code = lib.lm_object_verify(self.pointer, out)
         if code < 0:
             raise _os_error(code, self.path)
@@ -320,7 +332,7 @@ class RegionHandle:
     """An object as memory, which lives as long as the handle or a view of it."""
 
     def __init__(self, obj: ObjectHandle) -> None:
-        out, error = ffi.new("lm_region **"), _new_error()
+        out, error = ffi.new(_REGION_OUT), _new_error()
         code = lib.lm_region_open(obj.pointer, out, error)
         _check(code, error, obj.path, obj.name)
         self.object = obj
@@ -371,7 +383,7 @@ class RegionHandle:
 
     def prefetch(self, offset: int, nbytes: int) -> Job:
         """Fill the chunks of a byte range."""
-        out = ffi.new("lm_job **")
+        out = ffi.new(_JOB_OUT)
         code = lib.lm_region_prefetch(self.pointer, offset, nbytes, out)
         if code < 0:
             raise _os_error(code, self.object.path)
@@ -433,7 +445,7 @@ class WriterHandle:
         self, obj: Any, offset: int, block: Any, tick: Tick | None = None
     ) -> None:
         """Append a block of bytes and wait until it is encoded."""
-        data, out, error = ffi.from_buffer(block), ffi.new("lm_job **"), _new_error()
+        data, out, error = ffi.from_buffer(block), ffi.new(_JOB_OUT), _new_error()
         code = lib.lm_writer_write(obj, offset, data, len(data), out, error)
         self._check(code, error)
         if out[0] != ffi.NULL:
@@ -490,6 +502,11 @@ def uffd_probe() -> Any:
     return out
 
 
+def start_pager() -> None:
+    """Start the fault threads; where that fails, opening a region will say so."""
+    lib.lm_pager_start()
+
+
 def user_mode_only() -> bool:
     """Return whether the process's userfaultfd serves user-mode faults only."""
     return bool(lib.lm_pager_mode() == lib.LM_UFFD_USER_ONLY)
@@ -511,7 +528,7 @@ def pager_stats() -> dict[str, int]:
 
 
 def _new_error() -> Any:
-    return ffi.new("struct lm_error *")
+    return ffi.new(_ERROR)
 
 
 _load_codecs()

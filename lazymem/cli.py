@@ -19,7 +19,6 @@ import zipfile
 import zlib
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
@@ -319,7 +318,9 @@ def _unpack_object(store: lm.Store, info: lm.ObjectInfo, path: Path, m: Meter) -
         del mapped
         with temporary.open("r+b") as out:
             out.seek(start)
-            _write_blocks(store, info, out, m)
+            for block in store.blocks(info.name):
+                out.write(block)
+                m.part(len(block))(1, 1)
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(path)
@@ -327,17 +328,6 @@ def _unpack_object(store: lm.Store, info: lm.ObjectInfo, path: Path, m: Meter) -
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
-
-
-def _write_blocks(store: lm.Store, info: lm.ObjectInfo, out: Any, m: Meter) -> None:
-    if not info.nbytes:
-        return
-    obj = store._object(info)
-    buffer = memoryview(bytearray(min(info.nbytes, _BLOCK_BYTES)))
-    for offset in range(0, info.nbytes, _BLOCK_BYTES):
-        block = buffer[: min(_BLOCK_BYTES, info.nbytes - offset)]
-        obj.read(offset, block).wait(m.part(len(block)))
-        out.write(block)
 
 
 # ---- what is in a store --------------------------------------------------------------
@@ -387,17 +377,16 @@ def info(file: str, name: str | None, as_json: bool) -> None:
 
 
 def _store_facts(store: lm.Store) -> dict[str, Any]:
-    commit = store._handle.commit
-    when = datetime.fromtimestamp(commit.time_ns // 10**9, timezone.utc)
+    commit = store.commit
     return {
         "path": store.path,
-        "file_bytes": store.file_bytes,
+        "file_bytes": commit.file_bytes,
         "objects": len(store),
-        "store_id": bytes(commit.store_id).hex(),
-        "committed": when.isoformat(),
+        "store_id": commit.store_id,
+        "committed": commit.time.isoformat(),
         "sequence": commit.sequence,
         "torn_bytes": commit.torn_bytes,
-        "writer": store._manifest.get("writer"),
+        "writer": commit.writer,
         "attrs": dict(store.attrs),
     }
 
@@ -415,14 +404,13 @@ def verify(ctx: click.Context, file: str, as_json: bool) -> None:
     damage: list[Exception]
     try:
         with lm.open(file) as store:
-            objects, torn_bytes = len(store), store._handle.commit.torn_bytes
+            objects, torn_bytes = len(store), store.commit.torn_bytes
             damage = store.verify(progress=_bars())
             if not damage:
                 nbytes = sum(store.info(name).nbytes for name in store)
+    except lm.NotAStoreError:
+        raise  # not one that can be judged
     except lm.FormatError as exc:
-        lib = _engine.lib  # type: ignore[attr-defined]
-        if exc.code in (lib.LM_E_MAGIC, lib.LM_E_VERSION):
-            raise  # no store, or not one that can be judged
         damage = [exc]
     if as_json:
         places = [_place(one) for one in damage]

@@ -20,6 +20,7 @@ __all__ = [
     "FormatError",
     "LazyMemError",
     "LazyMemWarning",
+    "NotAStoreError",
     "ObjectNotFoundError",
     "UnsupportedKernelError",
 ]
@@ -82,7 +83,11 @@ class LazyMemError(Exception):
 
 
 class FormatError(LazyMemError, ValueError):
-    """The file is not a store, is damaged, or is of a later version."""
+    """The file is damaged, or says what makes no sense."""
+
+
+class NotAStoreError(FormatError):
+    """The file is not a store, or is of a later version than this lazymem reads."""
 
 
 class ChecksumError(FormatError):

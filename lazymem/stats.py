@@ -4,11 +4,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003 - a field's type is to be seen at run time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The state of a store file that was opened."""
+
+    sequence: int
+    """1 for the first commit of the file."""
+    time: datetime
+    """When it was made, in UTC."""
+    store_id: str
+    """Random identity of the file, 32 hexadecimal digits."""
+    writer: str
+    """The program that made it."""
+    file_bytes: int
+    """Length of the file."""
+    torn_bytes: int
+    """Bytes at its end that belong to no intact commit, and are ignored."""
 
 
 @dataclass(frozen=True)

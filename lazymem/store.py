@@ -9,6 +9,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,7 @@ from lazymem.errors import (
     UnsupportedKernelError,
 )
 from lazymem.progress import Progress, meter
-from lazymem.stats import StoreStats, region_stats
+from lazymem.stats import Commit, StoreStats, region_stats
 
 if TYPE_CHECKING:
     from lazymem.manifest import ObjectInfo
@@ -44,6 +45,7 @@ class Store(Mapping[str, LazyArray]):
     """
 
     def __init__(self, path: str, mode: Literal["r", "c"]) -> None:
+        _engine.start_pager()  # its threads get ready while the file is looked at
         self._handle = _engine.StoreHandle(path)
         self._path, self._mode = path, mode
         self._manifest = manifest.decode(self._handle.manifest(), path)
@@ -109,9 +111,17 @@ class Store(Mapping[str, LazyArray]):
         return self._closed
 
     @property
-    def file_bytes(self) -> int:
-        """Length of the file when it was opened, in bytes."""
-        return int(self._handle.commit.file_bytes)
+    def commit(self) -> Commit:
+        """Facts about the state of the file that was opened."""
+        raw = self._handle.commit
+        return Commit(
+            sequence=raw.sequence,
+            time=datetime.fromtimestamp(raw.time_ns // 10**9, timezone.utc),
+            store_id=bytes(raw.store_id).hex(),
+            writer=str(self._manifest.get("writer", "unknown")),
+            file_bytes=raw.file_bytes,
+            torn_bytes=raw.torn_bytes,
+        )
 
     def info(self, name: str) -> ObjectInfo:
         """Return what the store knows of an object, without touching its data.
@@ -135,6 +145,42 @@ class Store(Mapping[str, LazyArray]):
             region.object.name: region_stats(region.stats()) for region in regions
         }
         return StoreStats(arrays=arrays, engine=_engine.pager_stats())
+
+    def blocks(
+        self, name: str, *, block_bytes: int = 64 << 20, progress: Progress = None
+    ) -> Iterator[memoryview]:
+        """Decode an object piece by piece, without its array and its memory.
+
+        Parameters
+        ----------
+        name : str
+            The object.
+        block_bytes : int, optional
+            Bytes of a piece; the last one may be shorter.
+        progress : bool or callable, optional
+            True for a bar, or a function of (bytes done, bytes in all).
+
+        Yields
+        ------
+        memoryview
+            The object's next bytes, in its order; overwritten by the next piece.
+
+        Raises
+        ------
+        FormatError, FillError
+            If a chunk can't be read.
+        """
+        self._check_open(f"blocks({name!r})")
+        info = self.info(name)
+        if info.nbytes == 0:
+            return
+        obj = self._object(info)
+        buffer = memoryview(bytearray(min(block_bytes, info.nbytes)))
+        with meter(progress, info.nbytes, f"read {name}") as m:
+            for offset in range(0, info.nbytes, len(buffer)):
+                block = buffer[: info.nbytes - offset]
+                obj.read(offset, block).wait(m.part(len(block)))
+                yield block
 
     def verify(self, *, progress: Progress = None) -> list[Exception]:
         """Check every checksum of every object and decode every chunk.

@@ -247,6 +247,28 @@ def test_a_store_is_a_mapping(path: Path) -> None:
         )
 
 
+def test_blocks_give_the_bytes_without_the_array(path: Path) -> None:
+    with lm.open(path) as store:
+        for name, expected in (("a", A.tobytes()), ("f", A.T.tobytes())):
+            blocks = [bytes(block) for block in store.blocks(name, block_bytes=300_000)]
+            assert {len(block) for block in blocks[:-1]} == {300_000}
+            assert b"".join(blocks) == expected
+        assert store.stats().faults == 0
+        lm.save(path, e=np.empty((0, 3)))
+    with lm.open(path) as store:
+        assert list(store.blocks("e")) == []
+
+
+def test_a_store_tells_of_its_commit(path: Path) -> None:
+    with lm.open(path) as store:
+        commit = store.commit
+    assert (commit.sequence, commit.torn_bytes) == (1, 0)
+    assert commit.file_bytes == path.stat().st_size
+    assert commit.writer == f"lazymem {lm.__version__}"
+    assert abs(commit.time.timestamp() - path.stat().st_mtime) < 60
+    assert len(commit.store_id) == 32
+
+
 def test_an_unknown_name_gets_a_hint(path: Path) -> None:
     lm.save(path, temperature=np.zeros(3), wind=np.zeros(3))
     with lm.open(path) as store:

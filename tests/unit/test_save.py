@@ -113,6 +113,16 @@ def test_npy_and_npz_files_are_packed_as_they_are(tmp_path: Path) -> None:
         assert_same(store["renamed"], a)
 
 
+@pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
+def test_an_npy_file_of_format_3_is_packed(tmp_path: Path) -> None:
+    a = np.ones(4, [("größe€", "f4"), ("n", "i2")])
+    np.save(tmp_path / "u.npy", a)
+    assert (tmp_path / "u.npy").read_bytes()[6:8] == b"\x03\x00"
+    lm.save(tmp_path / "s.lzm", tmp_path / "u.npy")
+    with lm.open(tmp_path / "s.lzm") as store:
+        assert_same(store["u"], a)
+
+
 def test_a_cut_npy_file_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", smooth((100, 300)))
     data = (tmp_path / "a.npy").read_bytes()
