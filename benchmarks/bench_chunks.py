@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which chunk size should be the default?
 
-Back of the envelope.  A random touch is a fault (15 us), a small read, and a chunk decoded and
-installed at about 0.8 GiB/s: 35 us at 16 KiB, 95 at 64, 170 at 128, 1.3 ms at 1 MiB.  A scan
-pays the 15 us once per chunk: half its time at 16 KiB, 10 % at 128, nothing at 1 MiB.  Codecs
-lose what they had learnt at each chunk's end: zstd some percent at 16 KiB, lz4, whose
-window is 64 KiB, hardly anything from there on.  So the best lies between 64 and 256 KiB.
+Back of the envelope.  A random touch is a fault (15 us), a small read, and a chunk
+decoded and installed at about 0.8 GiB/s: 35 us at 16 KiB, 95 at 64, 170 at 128, 1.3 ms
+at 1 MiB.  A scan pays the 15 us once per chunk: half its time at 16 KiB, 10 % at 128,
+nothing at 1 MiB.  Codecs lose what they had learnt at each chunk's end: zstd some
+percent at 16 KiB, lz4, whose window is 64 KiB, hardly anything from there on.  So the
+best lies between 64 and 256 KiB.
 
-There is no rival but lazymem with another chunk size.  Each figure is from a fresh process, the
-file in the page cache.  "touch": one element in each of up to 1000 random chunks; "scan":
-one thread adds up the whole array, chunk by chunk as it faults; "load": all cores fill it.
+There is no rival but lazymem with another chunk size.  Each figure is from a fresh
+process, the file in the page cache.  "touch": one element in each of up to 1000 random
+chunks; "scan": one thread adds up the whole array, chunk by chunk as it faults; "load":
+all cores fill it.
 """
 
 from __future__ import annotations
@@ -80,7 +82,10 @@ def _compare(bench: Bench, name: str, array: Any, codec: str) -> None:
         lm.save(paths[kib], x=array, codec=codec, chunk_bytes=kib * 1024)
     found = harness.interleave(
         bench.pick(5, 1),
-        {str(kib): lambda p=path: harness.fresh(read, str(p)) for kib, path in paths.items()},
+        {
+            str(kib): lambda p=path: harness.fresh(read, str(p))
+            for kib, path in paths.items()
+        },
     )
     expected = float(array.sum(dtype=np.float64))
     for kib, path in paths.items():

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How much memory do opening, touching and packing take?
 
-Back of the envelope.  Resident: the chunks that were touched, each whole, and no more; nothing
-after opening.  One row of 64 KiB lies in one or two chunks of 128 KiB.  The engine's own: two
-handler threads with a buffer for a chunk and a codec's tables each, 2 to 5 MiB; allowed are
-16.  Packing: the 64 MiB block being read, and for each core the chunk being encoded, at any
-size of the array.
+Back of the envelope.  Resident: the chunks that were touched, each whole, and no more;
+nothing after opening.  One row of 64 KiB lies in one or two chunks of 128 KiB.  The
+engine's own: two handler threads with a buffer for a chunk and a codec's tables each, 2
+to 5 MiB; allowed are 16.  Packing: the 64 MiB block being read, and for each core the
+chunk being encoded, at any size of the array.
 
-Rivals: ``np.memmap`` of the raw file, whose pages are the kernel's to take back, and blosc2,
-packing from the same memory map.  Each figure is from a fresh process, above what it had
-after its imports.  "peak" is VmHWM, which counts pages of mapped files as well.
+Rivals: ``np.memmap`` of the raw file, whose pages are the kernel's to take back, and
+blosc2, packing from the same memory map.  Each figure is from a fresh process, above
+what it had after its imports.  "peak" is VmHWM, which counts pages of mapped files as
+well.
 """
 
 from __future__ import annotations
@@ -34,10 +35,8 @@ def touch(peer: str, path: str, share: float) -> dict[str, Any]:
     """Open, add up a share of the rows, and return what it took."""
     harness.reset_peak_memory()
     before = {name: harness.memory_bytes(name) for name in ("VmRSS", "RssAnon")}
-    if peer == "lazymem":
-        array = lm.open(path)["x"]
-    else:
-        array = np.load(path, mmap_mode="r")
+    lazy = peer == "lazymem"
+    array = lm.open(path)["x"] if lazy else np.load(path, mmap_mode="r")
     rows = _rows(len(array), share)
     answer = sum(float(array[i].sum()) for i in rows)
     return {

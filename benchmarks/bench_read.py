@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How long until the answer, from a file that has just been opened?
 
-Back of the envelope, for a field of 256 MiB in chunks of 128 KiB: 10,000 random elements or one
-column touch every one of its 2048 chunks, and so cost what the sum of all costs: 256 MiB
-through one core, decoded (1.2 to 1.7 GiB/s with lz4, half of it with zstd) and installed
-(2.5 GiB/s), 0.3 s and 0.5 s.  200 rows touch a tenth.  The file is 100 MB: 0.15 s from the
-disk.  The second time nothing is left to do but to read memory.
+Back of the envelope, for a field of 256 MiB in chunks of 128 KiB: 10,000 random
+elements or one column touch every one of its 2048 chunks, and so cost what the sum of
+all costs: 256 MiB through one core, decoded (1.2 to 1.7 GiB/s with lz4, half of it with
+zstd) and installed (2.5 GiB/s), 0.3 s and 0.5 s.  200 rows touch a tenth.  The file is
+100 MB: 0.15 s from the disk.  The second time nothing is left to do but to read memory.
 
-Rivals: ``np.memmap`` of the raw file (no codec, two to three times the bytes from the disk,
-read 16 pages around each touched one), and blosc2 with the same codec at the same level
-(lz4: clevel 9, zstd level 3: clevel 2; see bench_size.py), which decodes anew at each access.
-Each figure is from a fresh process that has imported and opened; the file, not the libraries,
-has been dropped from the page cache.  "again" is the same operation once more.
+Rivals: ``np.memmap`` of the raw file (no codec, two to three times the bytes from the
+disk, read 16 pages around each touched one), and blosc2 with the same codec at the same
+level (lz4: clevel 9, zstd level 3: clevel 2; see bench_size.py), which decodes anew at
+each access.  Each figure is from a fresh process that has imported and opened; the
+file, not the libraries, has been dropped from the page cache.  "again" is the same
+operation once more.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How small are the files, and how long does writing take?
 
-Back of the envelope.  lazymem and blosc2 use the same codecs behind the same byte shuffle, so
-sizes differ by how data are cut: lazymem compresses chunks of 128 KiB as one, blosc2 cuts its
-blocks (here 32 to 256 KiB) into one stream for each byte of an element.  A few percent, either
-way.  Writing is the codec's speed on all cores, 0.5 to 1.5 GiB/s, and the disk's.
+Back of the envelope.  lazymem and blosc2 use the same codecs behind the same byte
+shuffle, so sizes differ by how data are cut: lazymem compresses chunks of 128 KiB as
+one, blosc2 cuts its blocks (here 32 to 256 KiB) into one stream for each byte of an
+element.  A few percent, either way.  Writing is the codec's speed on all cores, 0.5 to
+1.5 GiB/s, and the disk's.
 
-Rival: blosc2 at the same level of the same codec.  Its ``clevel`` is not the codec's level:
-for lz4, acceleration is 10 - clevel, so that clevel 9 is what liblz4 does by default; for
-zstd, the level is 2 * clevel - 1, so that levels 1, 3 and 5 are clevel 1, 2 and 3.  Both use
-all cores and choose the shape of their chunks; blosc2 always shuffles, lazymem by trial.
-Writing ends when the file is on the disk: blosc2's is synced here, lazymem's always is.
+Rival: blosc2 at the same level of the same codec.  Its ``clevel`` is not the codec's
+level: for lz4, acceleration is 10 - clevel, so that clevel 9 is what liblz4 does by
+default; for zstd, the level is 2 * clevel - 1, so that levels 1, 3 and 5 are clevel 1,
+2 and 3.  Both use all cores and choose the shape of their chunks; blosc2 always
+shuffles, lazymem by trial.  Writing ends when the file is on the disk: blosc2's is
+synced here, lazymem's always is.
 """
 
 from __future__ import annotations
@@ -78,13 +80,19 @@ def _read_back(peer: str, path: Path) -> float:
     return _checksum(blosc2.open(str(path), mode="r")[:])
 
 
-def _compare(bench: Bench, name: str, array: Array, level: str, expected: float) -> None:
+def _compare(
+    bench: Bench, name: str, array: Array, level: str, expected: float
+) -> None:
     codec, ours, b2_codec, clevel = _LEVELS[level]
     paths = {"lazymem": bench.folder / "x.lzm"}
-    writers = {"lazymem": lambda: lm.save(paths["lazymem"], x=array, codec=codec, level=ours)}
+    writers = {
+        "lazymem": lambda: lm.save(paths["lazymem"], x=array, codec=codec, level=ours)
+    }
     if harness.have("blosc2"):
         paths["blosc2"] = bench.folder / "x.b2nd"
-        writers["blosc2"] = lambda: _write_blosc2(paths["blosc2"], array, b2_codec, clevel)
+        writers["blosc2"] = lambda: _write_blosc2(
+            paths["blosc2"], array, b2_codec, clevel
+        )
     found = harness.interleave(
         bench.pick(5, 1),
         {peer: lambda p=peer: _timed_write(writers[p], paths[p]) for peer in paths},

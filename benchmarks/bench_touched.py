@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Once it has been touched, is reading an array as quick as reading any other memory?
 
-Back of the envelope.  A filled page is an ordinary page of the process: the processor does
-not know where its bytes came from, so every ratio should be 1.  Two things could differ: numpy
-asks for huge pages for its own large arrays, which spares strided access some misses of the
-TLB; and indexing a subclass of ndarray with a method of its own costs an interpreter call.
+Back of the envelope.  A filled page is an ordinary page of the process: the processor
+does not know where its bytes came from, so every ratio should be 1.  Two things could
+differ: numpy asks for huge pages for its own large arrays, which spares strided access
+some misses of the TLB; and indexing a subclass of ndarray with a method of its own
+costs an interpreter call.
 
-Rivals: an ordinary ndarray with the same data in the same process, in turns; a second one, its
-copy, shows how much two runs over ordinary memory differ.  For scalars also ``np.memmap``,
-another subclass of ndarray.  ``np.asarray(a)`` is the lazy array's memory without the subclass.
+Rivals: an ordinary ndarray with the same data in the same process, in turns; a second
+one, its copy, shows how much two runs over ordinary memory differ, and a copy in small
+pages what huge pages are worth.  For scalars also ``np.memmap``, another subclass of
+ndarray.  ``np.asarray(a)`` is the lazy array's memory without the subclass.
 """
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +88,15 @@ def _compare(bench: Bench, case: str, operation: Any, arrays: dict[str, Array]) 
         )
 
 
+def _copy_in_small_pages(array: Array) -> Array:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, array.nbytes, flags=flags)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    copy = np.frombuffer(memory, array.dtype).reshape(array.shape)
+    copy[:] = array
+    return copy
+
+
 def _save(folder: Path, array: Array) -> tuple[Path, Path]:
     raw, store = folder / "x.npy", folder / "x.lzm"
     np.save(raw, array)
@@ -101,6 +113,7 @@ def measure(bench: Bench) -> None:
         arrays = {
             "ndarray": plain,
             "its copy": plain.copy(),
+            "its copy in small pages": _copy_in_small_pages(plain),
             "np.asarray(a)": np.asarray(lazy),
             "a": lazy,
         }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The data sets of the benchmarks: four made up, one real.
 
-Every generator takes the bytes wanted and gives about as many, always the same ones.  A small
-set is a cut from the large one, so that it compresses like it.
+Every generator takes the bytes wanted and gives about as many, always the same ones.  A
+small set is a cut from the large one, so that it compresses like it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ def _axis(cells: int, extent: int) -> tuple[Array, Array]:
 
 
 def _field(rows: int, columns: int, seed: int, step: float, noise: float) -> Array:
-    """Return ten octaves of smooth noise with a falling spectrum, in steps of `step`."""
+    """Return ten octaves of smooth noise, the finer the weaker, in steps of `step`."""
     rng = np.random.default_rng(seed)
     grids = [
-        (rng.standard_normal((n + 2, n + 2)) * 14.0 * (n / 3) ** -0.85).astype(np.float32)
+        (rng.standard_normal((n + 2, n + 2)) * 14.0 * (n / 3) ** -0.85).astype(
+            np.float32
+        )
         for n in _OCTAVES
     ]
     down = [_axis(n, rows) for n in _OCTAVES]
@@ -57,7 +59,9 @@ def _field(rows: int, columns: int, seed: int, step: float, noise: float) -> Arr
             total += np.take(band, ci, axis=1)
             total += np.take(np.diff(band, axis=1), ci, axis=1) * ct
         if noise:
-            total += rng.standard_normal(total.shape, dtype=np.float32) * np.float32(noise)
+            total += rng.standard_normal(total.shape, dtype=np.float32) * np.float32(
+                noise
+            )
         np.rint(total / np.float32(step), out=total)
         np.multiply(total, np.float32(step), out=out[top:end])
     return out
@@ -95,7 +99,9 @@ def imagery(nbytes: int) -> Array:
         rows = np.arange(top, top + len(block)) // 128
         patch = tones[rows][:, np.arange(side) // 96]
         grain = rng.standard_normal(block.shape, dtype=np.float32) * 1.5
-        out[top : top + len(block)] = np.clip((block - 240) * 1.6 + patch + grain, 0, 255)
+        out[top : top + len(block)] = np.clip(
+            (block - 240) * 1.6 + patch + grain, 0, 255
+        )
     return out
 
 
@@ -109,12 +115,14 @@ def land_mask_npz() -> Path:
     """Return the file of the package global-land-mask, which is not imported."""
     spec = importlib.util.find_spec("global_land_mask")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("pip install global-land-mask", name="global_land_mask")
+        raise ModuleNotFoundError(
+            "pip install global-land-mask", name="global_land_mask"
+        )
     return Path(spec.origin).with_name("globe_combined_mask_compressed.npz")
 
 
 def land_mask(nbytes: int) -> Array:
-    """Return where the sea is: bool, 21600 x 43200, half a minute of arc; or a cut of it."""
+    """Return where the sea is: 21600 x 43200 bools, or a cut of them."""
     with zipfile.ZipFile(land_mask_npz()) as npz, npz.open("mask.npy") as file:
         np.lib.format.read_magic(file)
         (rows, columns), _, dtype = np.lib.format.read_array_header_1_0(file)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the benchmarks share: rounds, fresh processes, memory, and the result as JSON.
 
-A benchmark is a function that takes a :class:`Bench` and adds rows to it.  Rivals are run in
-turns, so that a slow moment of the machine meets all of them, and compared by the median of
-the ratios within a round.  Every row carries the answers that the rivals gave; if they
-differ, there is no result.
+A benchmark is a function that takes a :class:`Bench` and adds rows to it.  Rivals are
+run in turns, so that a slow moment of the machine meets all of them, and compared by
+the median of the ratios within a round.  Every row carries the answers that the rivals
+gave; if they differ, there is no result.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ Spread = dict[str, float]
 """``median``, ``low``, ``high`` and the number of ``rounds``."""
 
 
-# ---- numbers -----------------------------------------------------------------------------
+# ---- numbers
+# -----------------------------------------------------------------------------
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -59,7 +60,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def interleave(
     rounds: int, rivals: Mapping[str, Callable[[], Any]]
 ) -> dict[str, list[Any]]:
-    """Call all rivals in each round, in an order that rotates, and return their results."""
+    """Call all rivals in each round, in rotating order, and return their results."""
     results: dict[str, list[Any]] = {name: [] for name in rivals}
     names = list(rivals)
     for i in range(rounds):
@@ -69,7 +70,8 @@ def interleave(
     return results
 
 
-# ---- processes and the page cache ----------------------------------------------------------
+# ---- processes and the page cache
+# ----------------------------------------------------------
 
 
 def fresh(function: Callable[..., Any], *args: Any) -> Any:
@@ -79,9 +81,11 @@ def fresh(function: Callable[..., Any], *args: Any) -> Any:
     return json.loads(output_of(command))
 
 
-def output_of(command: Sequence[Any]) -> str:
+def output_of(command: Sequence[Any], env: Mapping[str, str] | None = None) -> str:
     """Run a command and return its output; what it writes to stderr is shown."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env=env
+    )
     return done.stdout
 
 
@@ -100,7 +104,8 @@ def have(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-# ---- memory ------------------------------------------------------------------------------
+# ---- memory
+# ------------------------------------------------------------------------------
 
 
 def memory_bytes(field: str = "VmRSS") -> int:
@@ -116,7 +121,8 @@ def reset_peak_memory() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-# ---- one benchmark -------------------------------------------------------------------------
+# ---- one benchmark
+# -------------------------------------------------------------------------
 
 
 class Bench:
@@ -181,7 +187,9 @@ class Bench:
         tables: dict[str, list[dict[str, Any]]] = {}
         for row in self.rows:
             tables.setdefault(row["table"], []).append(row)
-        return "\n\n".join(f"{name}\n\n{_markdown(rows)}" for name, rows in tables.items())
+        return "\n\n".join(
+            f"{name}\n\n{_markdown(rows)}" for name, rows in tables.items()
+        )
 
 
 def agree(answers: Sequence[Any], tolerance: float = 1e-5) -> bool:
@@ -204,7 +212,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a table shows it: three digits, the spread behind the median."""
+    """Return a value as a table shows it: three digits, the spread in brackets."""
     if isinstance(value, dict):
         if value["rounds"] == 1:
             return shown(value["median"])
@@ -220,7 +228,8 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-# ---- the program -----------------------------------------------------------------------------
+# ---- the program
+# -----------------------------------------------------------------------------
 
 
 def environment() -> dict[str, Any]:
@@ -253,7 +262,11 @@ def _commit() -> str:
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -268,7 +281,9 @@ def main(measure: Callable[[Bench], None]) -> None:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--smoke", action="store_true", help="small sizes, one round")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the result")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="write the result"
+    )
     parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.call:

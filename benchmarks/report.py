@@ -85,11 +85,15 @@ def _load() -> dict[str, dict[str, Any]]:
 
 def _row(figure: Figure, results: dict[str, dict[str, Any]]) -> str:
     rows = results[figure.benchmark]["rows"]
-    row = next(r for r in rows if (r["table"], r["case"]) == (figure.table, figure.case))
+    row = next(
+        r for r in rows if (r["table"], r["case"]) == (figure.table, figure.case)
+    )
     cells = [figure.question]
     for column in (figure.memmap, figure.blosc2, figure.lazymem):
         value = row.get(column, "-") if column else "-"
-        cells.append(harness.shown(value["median"] if isinstance(value, dict) else value))
+        cells.append(
+            harness.shown(value["median"] if isinstance(value, dict) else value)
+        )
     return "| " + " | ".join(cells) + " |"
 
 

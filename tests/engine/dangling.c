@@ -18,6 +18,7 @@ static void test_touch_is_an_error(struct test_store *t)
     const volatile uint8_t *served = lm_region_addr(region);
     CHECK_EQ(served[0], t->data[0]);
     lm_region_close(region);
+    test_regions_gone();
     CHECK_EQ(served[0], 0xFF);
     CHECK_EQ(lm_failure_take(test_tid(), &err), 1);
     CHECK_EQ(err.code, LM_E_DANGLING);
@@ -37,6 +38,7 @@ static void test_touch_without_memory_ends(struct test_store *t)
     CHECK_EQ(test_region_open(t, &region), 0);
     const volatile uint8_t *served = lm_region_addr(region);
     lm_region_close(region);
+    test_regions_gone();
     lm_inject(LM_INJECT_UFFD_COPY, 0, 3, ENOMEM);
     CHECK_EQ(served[0], 0xFF);
     CHECK_EQ(lm_failure_take(test_tid(), NULL), 1);
