@@ -130,10 +130,17 @@ int lm__scratch_reserve(struct lm__scratch *s, size_t bytes);
 void lm__scratch_warm(struct lm__scratch *s);
 void lm__scratch_fini(struct lm__scratch *s);
 
+/* What is to be encoded. */
+struct lm__plain {
+    const uint8_t *bytes;
+    size_t count;
+    size_t plane_bytes; /* of shuffled data; 0: not shuffled */
+};
+
 struct lm__codec {
     const char *name;
     /* Bytes written to dst, or negative: did not fit, or LM_E_*. */
-    int64_t (*encode)(struct lm__scratch *s, int level, const void *src, size_t bytes,
+    int64_t (*encode)(struct lm__scratch *s, const struct lm__plain *plain, int level,
                       void *dst, size_t capacity);
     int64_t (*decode)(struct lm__scratch *s, const void *src, size_t bytes, void *dst,
                       size_t capacity);

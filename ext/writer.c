@@ -199,16 +199,17 @@ static int encode(const struct lm_encoding *enc, const uint8_t *src, size_t byte
         return 0;
     int64_t n = -1;
     if (enc->codec != LM_CODEC_NONE) {
-        const uint8_t *from = src;
+        struct lm__plain plain = {.bytes = src, .count = bytes};
         if (enc->shuffle_width > 1) {
             int rc = lm__scratch_reserve(scratch, bytes);
             if (rc != 0)
                 return rc;
             lm__shuffle(enc->shuffle_width, bytes, src, scratch->a);
-            from = scratch->a;
+            plain.bytes = scratch->a;
+            plain.plane_bytes = bytes / enc->shuffle_width;
         }
         n = lm__codec(enc->codec)
-                ->encode(scratch, enc->level, from, bytes, dst,
+                ->encode(scratch, &plain, enc->level, dst,
                          bytes - (bytes >> GAIN_MIN_SHIFT) - 1);
     }
     if (n > 0) {
@@ -559,9 +560,9 @@ static int append_manifest(lm_writer *w, const char *manifest, size_t bytes,
     int64_t n = -1;
     *e = (struct lm__entry){0};
     void *packed = malloc(bytes);
+    struct lm__plain plain = {.bytes = (const uint8_t *)manifest, .count = bytes};
     if (packed)
-        n = lm__codec(LM_CODEC_LZ4)
-                ->encode(&scratch, 1, manifest, bytes, packed, bytes - 1);
+        n = lm__codec(LM_CODEC_LZ4)->encode(&scratch, &plain, 1, packed, bytes - 1);
     const void *stored = n > 0 ? packed : manifest;
     size_t stored_bytes = n > 0 ? (size_t)n : bytes;
     e->codec = n > 0 ? LM_CODEC_LZ4 : LM_CODEC_NONE;

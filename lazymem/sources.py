@@ -7,25 +7,23 @@ block and not for the array.
 
 from __future__ import annotations
 
-import ast
 import math
 import mmap
 import os
-import struct
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 
 if TYPE_CHECKING:
     import io
     from contextlib import ExitStack
 
-Bytes = npt.NDArray[np.uint8]
+    import numpy.typing as npt
+
+Bytes: TypeAlias = "npt.NDArray[np.uint8]"
 
 BLOCK_BYTES = 64 << 20
 
@@ -138,7 +136,7 @@ def _mapped_blocks(flat: Bytes, mapped: np.memmap[Any, Any]) -> Iterator[Bytes]:
 # ---- files ---------------------------------------------------------------------------
 
 
-def from_npy(file: IO[bytes], path: str) -> Source:
+def from_npy(file: IO[bytes], path: str, *, can_peek: bool) -> Source:
     """Take an open ``.npy`` file, read from where it stands.
 
     Raises
@@ -152,7 +150,7 @@ def from_npy(file: IO[bytes], path: str) -> Source:
         raise ValueError(f"{path}: {exc}") from None
     nbytes = math.prod(shape) * dtype.itemsize
     peek = None
-    if file.seekable() and not isinstance(file, zipfile.ZipExtFile):
+    if can_peek:
         start = file.tell()
 
         def peek(at: int, count: int) -> Bytes:
@@ -175,7 +173,9 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if version in readers:
         return readers[version](file)
     if version == (3, 0):  # as 2.0, but in UTF-8, which numpy offers no reader for
-        (length,) = struct.unpack("<I", file.read(4))
+        import ast
+
+        length = int.from_bytes(file.read(4), "little")
         header = ast.literal_eval(file.read(length).decode("utf-8"))
         dtype = np.lib.format.descr_to_dtype(header["descr"])
         return header["shape"], header["fortran_order"], dtype
@@ -202,16 +202,20 @@ def _file_blocks(file: IO[bytes], nbytes: int, path: str) -> Iterator[Bytes]:
 
 def _open_path(path: str, stack: ExitStack) -> dict[str, Source]:
     stem = os.path.splitext(os.path.basename(path))[0]
+    import zipfile  # not for those who only read
+
     if zipfile.is_zipfile(path):
         archive = stack.enter_context(zipfile.ZipFile(path))
         sources = {}
         for member in archive.namelist():
             if member.endswith(".npy"):
                 file = stack.enter_context(archive.open(member))
-                sources[member[:-4]] = from_npy(file, f"{path}: {member}")
+                sources[member[:-4]] = from_npy(
+                    file, f"{path}: {member}", can_peek=False
+                )
         return sources
     file = stack.enter_context(open(path, "rb"))
-    return {stem: from_npy(file, path)}
+    return {stem: from_npy(file, path, can_peek=True)}
 
 
 # ---- what a user may give ------------------------------------------------------------

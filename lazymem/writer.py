@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lazymem import _engine, manifest, sources
 from lazymem.manifest import ObjectInfo
@@ -22,6 +20,8 @@ from lazymem.sources import Bytes, Source, as_bytes
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import numpy.typing as npt
+
 _DEFAULT_LEVEL = {"zstd": 3, "lz4": 1, "none": 0}
 _TRIAL_CHUNKS = 8
 _TRIAL_BYTES_MIN = 4096
@@ -30,19 +30,18 @@ _SHUFFLE_GAIN = 0.97
 """A filter must make data smaller than this share to be worth undoing at each fill."""
 
 
-def default_chunk_bytes(nbytes: int) -> int:
-    """Return the chunk size for an object of `nbytes`.
+def default_chunk_bytes(dtype: np.dtype[Any]) -> int:
+    """Return the chunk size for an object.
 
     Notes
     -----
-    Small chunks make random access quick, large ones compress better and need less
-    index. 128 KiB is where both are within some percent of their best; objects beyond
-    64 GiB take larger chunks, up to 1 MiB, so that their index stays small.
+    Small chunks make random access quick, large ones compress better and scan faster;
+    ``benchmarks/bench_chunks.py`` prints the trade-off.  At 128 KiB both are close to
+    their best.  Elements of eight bytes want twice that, so that each plane of shuffled
+    bytes is long enough to compress; and so do booleans, which decode in half the time.
     """
-    chunk_bytes = 128 << 10
-    while chunk_bytes < 1 << 20 and nbytes > chunk_bytes << 19:
-        chunk_bytes *= 2
-    return chunk_bytes
+    is_wide = dtype.itemsize >= 8 or dtype.kind == "b"
+    return 256 << 10 if is_wide else 128 << 10
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,9 @@ class Encoding:
         """The level, or the codec's default."""
         return _DEFAULT_LEVEL[self.codec] if self.level is None else self.level
 
-    def chunk_bytes_for(self, nbytes: int) -> int:
+    def chunk_bytes_for(self, dtype: np.dtype[Any]) -> int:
         """Return the chunk size for an object."""
-        return self.chunk_bytes or default_chunk_bytes(nbytes)
+        return self.chunk_bytes or default_chunk_bytes(dtype)
 
 
 def _shuffle_widths(dtype: np.dtype[Any]) -> list[int]:
@@ -243,7 +242,7 @@ class Writer:
         Level of the codec: zstd -100 to 22 (default 3), lz4 1 (default) or 2 to 12 for
         the slow, dense compressor, below 0 for more speed.
     chunk_bytes : int, optional
-        Power of two from 4096 to 16777216; default by the object's size.
+        Power of two from 4096 to 16777216; default by the dtype.
     shuffle : bool or int, optional
         Byte shuffle by element (or by that many bytes); default: by trial.
     attrs : mapping, optional
@@ -275,7 +274,7 @@ class Writer:
         self._path = os.path.realpath(os.fspath(path))
         if os.path.isdir(self._path):
             raise IsADirectoryError(f"{self._path} is a folder")
-        self._temporary = f"{self._path}.{secrets.token_hex(6)}.tmp"
+        self._temporary = f"{self._path}.{os.urandom(6).hex()}.tmp"
         try:
             self._handle = _engine.WriterHandle(self._temporary)
         except OSError as exc:
@@ -341,7 +340,7 @@ class Writer:
             shape=source.shape,
             dtype=source.dtype,
             order=source.order,
-            chunk_bytes=how.chunk_bytes_for(source.nbytes),
+            chunk_bytes=how.chunk_bytes_for(source.dtype),
             codec=how.codec,
             level=how.resolved_level,
             shuffle=0,
@@ -446,7 +445,7 @@ def save(
         the slow, dense compressor, below 0 for more speed.
     chunk_bytes : int, optional
         Power of two from 4096 to 16777216: what is compressed and filled as one.
-        Default by the array's size.
+        Default by the array's dtype.
     shuffle : bool or int, optional
         Byte shuffle by element (or by that many bytes); default: by trial on the data.
     attrs : mapping, optional

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Does the engine do what it says, without Python?
 
-Compiles the C programs of this folder and runs them.  ``LAZYMEM_SANITIZERS`` says how: a
-list of ``plain``, ``asan`` (with UBSan) and ``tsan``, separated by commas; by default
+Compiles the C programs of this folder and runs them.  ``LAZYMEM_SANITIZERS`` says how:
+a list of ``plain``, ``asan`` (with UBSan) and ``tsan``, separated by commas; by default
 ``plain``.  ``CC`` names the compiler.
 """
 
