@@ -170,11 +170,16 @@ int lm_region_prefetch(lm_region *region, uint64_t offset, uint64_t nbytes,
 uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
                              uint64_t chunks, uint8_t *mask);
 void lm_region_stats(const lm_region *region, struct lm_region_stats *out);
-/* Failed fills of the region so far.  An operation saw no false bytes if what
- * lm_region_settle() gave before it equals lm_region_failures() after it. */
-uint64_t lm_region_failures(const lm_region *region);
-/* Wait, for a bounded time, until no failed fill has false bytes in memory.  Returns how
- * many have none any more. */
+/* Failed fills of a region: begun, and with no false bytes left in memory.  An operation saw
+ * no false bytes if `over` before it equals `begun` after it. */
+struct lm_failure_counts {
+    uint64_t begun;
+    uint64_t over;
+};
+
+/* Counters to be read in place, as long as the region is held. */
+const struct lm_failure_counts *lm_region_failures(const lm_region *region);
+/* Wait, for a bounded time, until over == begun.  Returns `over`. */
 uint64_t lm_region_settle(const lm_region *region);
 /* The last failed fill of the region.  Returns 0 if there was none. */
 int lm_region_last_error(lm_region *region, struct lm_error *out);

@@ -390,9 +390,12 @@ void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
     };
 }
 
-uint64_t lm_region_failures(const lm_region *r)
+const struct lm_failure_counts *lm_region_failures(const lm_region *r)
 {
-    return lm_load_seq_cst(&r->failures);
+    _Static_assert(sizeof(r->failures) == 8 && offsetof(lm_region, failures_over) ==
+                                                   offsetof(lm_region, failures) + 8,
+                   "struct lm_failure_counts, in place");
+    return (const struct lm_failure_counts *)&r->failures;
 }
 
 uint64_t lm_region_settle(const lm_region *r)

@@ -496,12 +496,20 @@ static int close_open_chunk(lm_writer_object *o, struct lm_error *err)
 
 int lm_writer_end(lm_writer_object *o, struct lm_written *out, struct lm_error *err)
 {
-    int rc = writer_check(o->w, err);
+    struct lm_error cause;
+    lm_writer *w = o->w;
+    int rc = writer_check(w, &cause);
     if (rc == 0 && o->open_bytes)
-        rc = close_open_chunk(o, err);
+        rc = close_open_chunk(o, &cause);
     for (unsigned level = 1; level <= o->depth; level++)
         if (rc == 0 && o->pages[level].entries)
-            rc = page_flush(o, level, err);
+            rc = page_flush(o, level, &cause);
+    if (rc != 0) { /* (W3) */
+        pthread_mutex_lock(&w->lock);
+        fail_locked(w, cause);
+        pthread_mutex_unlock(&w->lock);
+        lm__fail(err, cause);
+    }
     o->written.index_offset = o->root.offset;
     o->written.index_bytes = o->root.stored_bytes;
     o->written.index_crc = o->root.crc;

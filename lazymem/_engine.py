@@ -338,6 +338,7 @@ class RegionHandle:
         self.object = obj
         self.pointer = ffi.gc(out[0], lib.lm_region_close)
         self.address = int(ffi.cast("uintptr_t", lib.lm_region_addr(self.pointer)))
+        self.failures = lib.lm_region_failures(self.pointer)
 
     def memory(self) -> memoryview:
         """Return the object's bytes; whatever looks at them keeps the handle alive."""
@@ -348,10 +349,6 @@ class RegionHandle:
 
         owner = ffi.gc(ffi.cast("char *", self.address), close)
         return memoryview(ffi.buffer(owner, self.object.nbytes))
-
-    def failures(self) -> int:
-        """Return how many fills have failed so far."""
-        return lib.lm_region_failures(self.pointer)  # type: ignore[no-any-return]
 
     def settle(self) -> int:
         """Wait until no failed fill has false bytes in memory; return how many had."""
@@ -392,6 +389,10 @@ class RegionHandle:
     def release(self) -> None:
         """Free the memory; views stay mapped and raise ClosedError when touched."""
         lib.lm_region_release(self.pointer)
+
+
+NO_FAILURES = ffi.new("struct lm_failure_counts *")
+"""The counts of an array that no fault fills."""
 
 
 def take_failure() -> Exception | None:

@@ -34,13 +34,15 @@ class Binding:
     user_mode_only: bool
     """System calls can't touch absent pages here: what makes them must load first."""
 
-    def failures(self) -> int:
-        """Return how many fills of the region have failed so far."""
-        return self.region.failures() if self.region else 0
+    def __post_init__(self) -> None:
+        self.failures = self.region.failures if self.region else _engine.NO_FAILURES
 
-    def settle(self) -> int:
-        """Wait until no failed fill has false bytes in memory; return how many had."""
-        return self.region.settle() if self.region else 0
+    def before(self) -> int:
+        """Return what `failures.begun` must still be after an operation."""
+        over: int = self.failures.over
+        if over != self.failures.begun and self.region:
+            over = self.region.settle()
+        return over
 
 
 class LazyArray(np.ndarray[Any, Any]):
@@ -194,9 +196,9 @@ class LazyArray(np.ndarray[Any, Any]):
         binding = self._binding
         if binding is None:
             return operation()
-        before = binding.settle()
+        before = binding.before()
         result = operation()
-        if binding.failures() != before:
+        if binding.failures.begun != before:
             self._raise_failure(binding)
         return result
 
@@ -213,11 +215,17 @@ class LazyArray(np.ndarray[Any, Any]):
         binding = self._binding
         if binding is None:
             return super().__getitem__(index)
-        before = binding.settle()
+        # As _checked() and _plain(), without their calls: elements are read in loops.
+        failures = binding.failures
+        before = failures.over
+        if before != failures.begun:
+            before = binding.before()
         result = super().__getitem__(index)
-        if binding.failures() != before:
+        if failures.begun != before:
             self._raise_failure(binding)
-        return _plain(result)
+        if type(result) is LazyArray and result._binding is None:
+            return result.view(np.ndarray)
+        return result
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._checked(lambda: super(LazyArray, self).__setitem__(index, value))
