@@ -5,10 +5,13 @@
  * libraries from their extension modules.  Taking them from there means that nothing but a C
  * compiler is needed to build, and that users get the codecs they have installed.
  */
+#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <link.h>
+#include <sys/mman.h>
 
 #include "internal.h"
 
@@ -41,44 +44,53 @@ static struct {
     unsigned (*is_error)(size_t);
 } g_zstd;
 
-#define WARM_BYTES (128 << 10) /* the default size of a chunk */
+#define WARM_BYTES (256 << 10) /* the larger default size of a chunk */
 
 /* ---- scratch ------------------------------------------------------------------------------- */
+
+/* Whole pages from the system, in memory at once: a handler's heap would be an arena of its
+ * own, and its first buffers sixty page faults. */
+static void *buffer_new(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static void buffers_free(struct lm__scratch *s)
+{
+    if (s->a)
+        munmap(s->a, s->capacity);
+    if (s->b)
+        munmap(s->b, s->capacity);
+    s->a = s->b = NULL;
+}
 
 int lm__scratch_reserve(struct lm__scratch *s, size_t bytes)
 {
     if (bytes <= s->capacity)
         return 0;
-    size_t capacity = lm__round_up(bytes, 65536);
-    free(s->a);
-    free(s->b);
+    buffers_free(s);
+    s->capacity = lm__round_up(bytes, 65536);
+    s->a = buffer_new(s->capacity);
+    s->b = buffer_new(s->capacity);
+    if (s->a && s->b)
+        return 0;
+    buffers_free(s);
     s->capacity = 0;
-    s->a = aligned_alloc(4096, capacity);
-    s->b = aligned_alloc(4096, capacity);
-    if (!s->a || !s->b) {
-        free(s->a);
-        free(s->b);
-        s->a = s->b = NULL;
-        return -ENOMEM;
-    }
-    s->capacity = capacity;
-    return 0;
+    return -ENOMEM;
 }
 
 void lm__scratch_warm(struct lm__scratch *s)
 {
-    if (lm__scratch_reserve(s, WARM_BYTES) == 0) {
-        memset(s->a, 0, WARM_BYTES);
-        memset(s->b, 0, WARM_BYTES);
-    }
+    lm__scratch_reserve(s, WARM_BYTES);
     if (!s->zstd_dctx && g_zstd.create_dctx)
         s->zstd_dctx = g_zstd.create_dctx();
 }
 
 void lm__scratch_fini(struct lm__scratch *s)
 {
-    free(s->a);
-    free(s->b);
+    buffers_free(s);
     if (s->zstd_cctx)
         g_zstd.free_cctx(s->zstd_cctx);
     if (s->zstd_dctx)
@@ -207,6 +219,25 @@ static int resolve(const char *library, const char *path, const struct symbol *s
     return 0; /* the handle stays open for the life of the process */
 }
 
+#define MADV_POPULATE_READ_ 22 /* Linux 5.14; a hint, so a refusal does not matter */
+
+/* Map the code around a function now, and not fault by fault when a first chunk waits. */
+static int populate_text(struct dl_phdr_info *info, size_t size, void *function)
+{
+    (void)size;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *ph = &info->dlpi_phdr[i];
+        uintptr_t start = info->dlpi_addr + ph->p_vaddr;
+        if (ph->p_type == PT_LOAD && (ph->p_flags & PF_X) &&
+            (uintptr_t)function - start < ph->p_memsz) {
+            uintptr_t page = lm__round_down(start, lm__page_bytes());
+            madvise((void *)page, start + ph->p_memsz - page, MADV_POPULATE_READ_);
+            return 1;
+        }
+    }
+    return 0;
+}
+
 int lm_codecs_load(const char *lz4_path, const char *zstd_path, struct lm_error *err)
 {
     const struct symbol lz4[] = {
@@ -231,5 +262,10 @@ int lm_codecs_load(const char *lz4_path, const char *zstd_path, struct lm_error 
     if (rc == 0)
         rc = resolve("zstd", zstd_path ? zstd_path : "libzstd.so.1", zstd,
                      sizeof zstd / sizeof zstd[0], err);
+    if (rc == 0) {
+        dl_iterate_phdr(populate_text, (void *)(uintptr_t)lm_codecs_load);
+        dl_iterate_phdr(populate_text, (void *)(uintptr_t)g_lz4.decompress_safe);
+        dl_iterate_phdr(populate_text, (void *)(uintptr_t)g_zstd.decompress);
+    }
     return rc;
 }
