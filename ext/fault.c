@@ -86,6 +86,26 @@ static int32_t waiter_take(const lm_region *r, uint64_t chunk_idx, int32_t tid)
     return taken;
 }
 
+/* ---- the gate between fills and fork ------------------------------------------------------ */
+
+/* Read: somebody looks at a region, and may fill a chunk.  Write: fork. */
+static pthread_rwlock_t g_fills = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+
+static void fill_gate_enter(void) { pthread_rwlock_rdlock(&g_fills); }
+static void fill_gate_leave(void) { pthread_rwlock_unlock(&g_fills); }
+
+void lm__fault_fork_prepare(void) { pthread_rwlock_wrlock(&g_fills); }
+void lm__fault_fork_done(void) { pthread_rwlock_unlock(&g_fills); }
+
+/* The threads that had entered, or were waiting to, are gone. */
+void lm__fault_fork_child(void)
+{
+    static const pthread_rwlock_t fresh =
+        PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+    g_fills = fresh;
+    pthread_rwlock_wrlock(&g_fills);
+}
+
 /* ---- one chunk --------------------------------------------------------------------------------------- */
 
 static uintptr_t chunk_addr(const lm_region *r, uint64_t chunk_idx)
@@ -104,8 +124,7 @@ static void wake(const lm_region *r, uint64_t chunk_idx)
 {
     while (waiter_take(r, chunk_idx, 0) != 0)
         ;
-    lm__uffd_wake(lm__pager_uffd(), chunk_addr(r, chunk_idx),
-                  lm__region_chunk_span(r, chunk_idx));
+    lm__uffd_wake(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 }
 
 /* Give a FILLING chunk up and let those who wait for it fault again. */
@@ -119,7 +138,6 @@ static void abandon(lm_region *r, uint64_t chunk_idx)
 static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes,
                    struct lm_error *err)
 {
-    int uffd = lm__pager_uffd();
     size_t span = lm__region_chunk_span(r, chunk_idx);
     size_t used = lm__object_chunk_bytes(r->object, chunk_idx);
     uintptr_t addr = chunk_addr(r, chunk_idx);
@@ -131,8 +149,7 @@ static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes,
         struct timespec pause = {.tv_nsec = retries * 2000000L};
         if (retries > 0)
             nanosleep(&pause, NULL);
-        answer = bytes ? lm__uffd_copy(uffd, addr, bytes, span)
-                       : lm__uffd_zero(uffd, addr, span);
+        answer = bytes ? lm__uffd_copy(addr, bytes, span) : lm__uffd_zero(addr, span);
     }
     switch (answer) {
     case LM_INSTALLED:
@@ -194,7 +211,7 @@ static void serve_ones(uintptr_t addr, size_t span)
     static const uint8_t ones[65536] = {[0 ... 65535] = 0xFF};
     for (size_t done = 0; done < span; done += sizeof ones) {
         size_t bytes = span - done < sizeof ones ? span - done : sizeof ones;
-        lm__uffd_copy(lm__pager_uffd(), addr + done, ones, bytes);
+        lm__uffd_copy(addr + done, ones, bytes);
     }
 }
 
@@ -264,8 +281,7 @@ static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *
     struct span ones = false_span(r, chunk_idx, page, from, repeats, times);
     serve_ones(ones.addr, ones.bytes);
     report_to_all(r, chunk_idx, waiter_take(r, chunk_idx, 0), cause);
-    lm__uffd_wake(lm__pager_uffd(), chunk_addr(r, chunk_idx),
-                  lm__region_chunk_span(r, chunk_idx));
+    lm__uffd_wake(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 
     linger(times, now_ns() - began_ns);
     madvise((void *)ones.addr, ones.bytes, MADV_DONTNEED);
@@ -322,8 +338,7 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
             continue;
         }
         if (state == LM_CHUNK_CLEAN && page_is_present(fault->addr)) {
-            lm__uffd_wake(lm__pager_uffd(),
-                          lm__round_down(fault->addr, lm__page_bytes()),
+            lm__uffd_wake(lm__round_down(fault->addr, lm__page_bytes()),
                           lm__page_bytes());
             return;
         }
@@ -343,13 +358,12 @@ static void serve_dangling(const struct lm__fault *fault)
     lm__region_serve_dangling(fault->addr);
     /* Served, or to fault once more: on a new owner's memory, for want of memory now, or to
      * get SIGSEGV where nothing is mapped any more. */
-    lm__uffd_wake(lm__pager_uffd(), lm__round_down(fault->addr, lm__page_bytes()),
-                  lm__page_bytes());
+    lm__uffd_wake(lm__round_down(fault->addr, lm__page_bytes()), lm__page_bytes());
 }
 
 void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
 {
-    lm__pager_fill_begin();
+    fill_gate_enter();
     lm_region *r = lm__region_find(fault->addr);
     if (r) {
         serve_region(r, fault, scratch);
@@ -357,7 +371,7 @@ void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
     } else {
         serve_dangling(fault);
     }
-    lm__pager_fill_end();
+    fill_gate_leave();
 }
 
 /* 1 if there is nothing left to do, 0 if another thread is filling the chunk. */
@@ -382,9 +396,9 @@ int lm__fault_prefetch(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scr
     const struct timespec pause = {.tv_nsec = 50000};
     for (;;) {
         int rc;
-        lm__pager_fill_begin();
+        fill_gate_enter();
         int is_done = try_prefetch(r, chunk_idx, scratch, &rc, err);
-        lm__pager_fill_end();
+        fill_gate_leave();
         if (is_done)
             return rc;
         nanosleep(&pause, NULL);

@@ -2,15 +2,15 @@
  * internal.h - what the engine's files share, from the bottom layer up.
  *
  * Layers (a file calls only what stands above it here; leaves serve all):
- *   leaves   error.c crc32c.c align.h atomic.h check.h
- *   io.c     format.c     filter.c codec.c     source.c     index.c     object.c store.c
- *   chunks.c     uffd.c     failure.c     region.c     fault.c     pager.c     workers.c
- *   prefetch.c     writer.c     python.c
- * From chunks.c down nothing knows of userfaultfd.
+ *   leaves   error.c crc32c.c os.c align.h atomic.h check.h
+ *   io.c     format.c     filter.c codec.c     source.c     index.c     store.c object.c
+ *   chunks.c     uffd.c     failure.c     region.c     fault.c     workers.c     pager.c
+ *   read.c prefetch.c writer.c     python.c
+ * Up to chunks.c nothing knows of userfaultfd.
  *
  * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,
  * decoding, or touching memory that a region serves.
- *   pager.c start_lock > pager.c fills (read: a fill in flight, write: fork)
+ *   pager.c start_lock > fault.c fills (read: a fill in flight, write: fork)
  *     > workers.c lock > region.c map_lock > failure.c lock
  *   fault.c waiters_lock and a writer's lock are leaves.
  *
@@ -41,6 +41,13 @@
 struct lm_error lm__error(int code, const char *what);
 /* Store `cause` in *err if there is one, and return its code. */
 int lm__fail(struct lm_error *err, struct lm_error cause);
+
+/* ---- os.c -------------------------------------------------------------------------- */
+
+size_t lm__page_bytes(void);
+unsigned lm__cores(void); /* that this process may use */
+/* Start a thread with all signals blocked, detached. */
+int lm__thread_start(void *(*run)(void *), void *arg, const char *name);
 
 /* ---- io.c ----------------------------------------------------------------------------- */
 
@@ -245,15 +252,17 @@ struct lm__fault {
     int write;
 };
 
-int lm__uffd_open(struct lm_uffd_info *info); /* the fd, or LM_E_NO_UFFD */
-int lm__uffd_register(int uffd, uintptr_t addr, size_t bytes);
+int lm__uffd_start(void); /* open the process's userfaultfd; 0 or LM_E_NO_UFFD */
+void lm__uffd_stop(void);
+int lm__uffd_is_open(void);
+int lm__uffd_register(uintptr_t addr, size_t bytes);
 /* Block for the next page fault.  0, or -errno when the descriptor is of no more use. */
-int lm__uffd_read(int uffd, struct lm__fault *out);
+int lm__uffd_read(struct lm__fault *out);
 /* Install pages.  Pages already there stay.  Nobody is woken: that is for when the books are
  * in order. */
-enum lm__install lm__uffd_copy(int uffd, uintptr_t addr, const void *src, size_t bytes);
-enum lm__install lm__uffd_zero(int uffd, uintptr_t addr, size_t bytes);
-void lm__uffd_wake(int uffd, uintptr_t addr, size_t bytes);
+enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes);
+enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes);
+void lm__uffd_wake(uintptr_t addr, size_t bytes);
 void lm__uffd_stats(struct lm_pager_stats *out);
 
 /* ---- failure.c ----------------------------------------------------------------------------------- */
@@ -306,7 +315,6 @@ int lm__region_serve_dangling(uintptr_t addr);
 size_t lm__region_chunk_span(const lm_region *region, uint64_t chunk_idx);
 void lm__region_keep_error(lm_region *region, const struct lm_error *cause);
 void lm__region_count(uint64_t *regions, uint64_t *arenas);
-size_t lm__page_bytes(void);
 
 /* ---- fault.c --------------------------------------------------------------------------------------------- */
 
@@ -315,15 +323,6 @@ void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
 /* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
 int lm__fault_prefetch(lm_region *region, uint64_t chunk_idx,
                        struct lm__scratch *scratch, struct lm_error *err);
-
-/* ---- pager.c ----------------------------------------------------------------------------------------------- */
-
-int lm__pager_uffd(void); /* the process's userfaultfd, once lm_pager_start() has run */
-/* Around every look at a region by a handler or worker: fork waits until all have ended. */
-void lm__pager_fill_begin(void);
-void lm__pager_fill_end(void);
-/* Start a thread with all signals blocked, detached. */
-int lm__thread_start(void *(*run)(void *), void *arg, const char *name);
 
 /* ---- workers.c ----------------------------------------------------------------------------------------------- */
 
@@ -340,12 +339,14 @@ struct lm__job_spec {
 };
 
 /* Run the steps in ascending order on all cores.  A job of one step runs before return. */
-unsigned lm__workers_cores(void); /* that this process may use */
 int lm__job_start(const struct lm__job_spec *spec, lm_job **out);
 int lm__job_is_cancelled(const lm_job *job);
 
 /* ---- fork: what each file does around it, called by pager.c in lock order --------------- */
 
+void lm__fault_fork_prepare(void);
+void lm__fault_fork_done(void);
+void lm__fault_fork_child(void);
 void lm__region_fork_prepare(void);
 void lm__region_fork_done(void);
 /* In the child: register every arena anew.  Where that fails its memory is made

@@ -153,8 +153,8 @@ struct lm_region_stats {
     uint64_t stored_bytes_read;
 };
 
-/* Reserve address space for the object; touches nothing.  LM_E_NO_UFFD where the kernel
- * offers no userfaultfd: read the object with lm_object_read() instead. */
+/* Reserve address space for the object; touches nothing.  LM_E_NO_UFFD where
+ * lm_pager_start() has not succeeded: read the object with lm_object_read() instead. */
 int lm_region_open(lm_object *object, lm_region **out, struct lm_error *err);
 void *lm_region_addr(const lm_region *region);
 /* Free the memory now; views stay mapped and a touch of them is LM_E_CLOSED. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause
- * pager.c - what exists once per process: the userfaultfd, the fault handlers, fork.
+ * pager.c - what exists once per process: the fault handlers, and what fork means.
  *
  * Handlers all block in read() of one userfaultfd and serve what they get themselves: an
  * event crosses no queue.  A handler that is about to sleep on the disk first makes sure that
@@ -12,79 +12,19 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <signal.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 #include "internal.h"
 
 #define HANDLERS_MAX 32 /* while they sleep on slow reads; a bound, not a plan */
-#define STACK_BYTES  (512 << 10) /* the codecs keep their tables on the heap */
 
 static struct {
     pthread_mutex_t start_lock;
-    int is_started;  /* under start_lock */
-    int start_error; /* under start_lock */
-    _Atomic int uffd;
-    _Atomic int mode;
+    int is_started;      /* under start_lock */
+    int start_error;     /* under start_lock */
     int readers_wanted;  /* fixed after start */
     _Atomic int readers; /* handlers in read(), or on their way there */
     _Atomic int handlers;
-    pthread_rwlock_t fills; /* read: a fill is in flight; write: fork */
-} g_pager = {.start_lock = PTHREAD_MUTEX_INITIALIZER,
-             .uffd = -1,
-             .fills = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP};
-
-int lm__pager_uffd(void) { return lm_load_acquire(&g_pager.uffd); }
-void lm__pager_fill_begin(void) { pthread_rwlock_rdlock(&g_pager.fills); }
-void lm__pager_fill_end(void) { pthread_rwlock_unlock(&g_pager.fills); }
-
-static void fork_prepare(void), fork_done(void), fork_child(void);
-
-static void install_fork_hooks(void)
-{
-    pthread_atfork(fork_prepare, fork_done, fork_child);
-}
-
-struct thread {
-    void *(*run)(void *);
-    void *arg;
-    const char *name;
-};
-
-/* A thread names itself: a detached one may be gone before its creator could, and another
- * thread's name goes through /proc, whose entries make the end of a process slow. */
-static void *thread_main(void *arg)
-{
-    struct thread t = *(struct thread *)arg;
-    free(arg);
-    pthread_setname_np(pthread_self(), t.name);
-    return t.run(t.arg);
-}
-
-int lm__thread_start(void *(*run)(void *), void *arg, const char *name)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, install_fork_hooks); /* a thread is what fork leaves behind */
-    struct thread *t = malloc(sizeof *t);
-    if (!t)
-        return -ENOMEM;
-    *t = (struct thread){run, arg, name};
-    pthread_t thread;
-    pthread_attr_t attr;
-    sigset_t all, before;
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* the new thread inherits the mask */
-    int rc = pthread_create(&thread, &attr, thread_main, t);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    if (rc != 0)
-        free(t);
-    return -rc;
-}
+} g_pager = {.start_lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* ---- handlers ------------------------------------------------------------------------------- */
 
@@ -116,7 +56,7 @@ static void *handler(void *unused)
     struct lm__fault fault;
     lm__scratch_warm(&scratch);
     do {
-        int rc = lm__uffd_read(lm__pager_uffd(), &fault);
+        int rc = lm__uffd_read(&fault);
         lm_sub_acq_rel(&g_pager.readers, 1);
         if (rc != 0)
             break;
@@ -144,22 +84,17 @@ static int handler_start(void)
 /* Open the userfaultfd and start the threads, in a new process or in a forked one. */
 static int start(void)
 {
-    struct lm_uffd_info info;
-    int uffd = lm__uffd_open(&info);
-    lm_store_relaxed(&g_pager.mode, info.mode);
-    lm_store_release(&g_pager.uffd, uffd < 0 ? -1 : uffd);
-    if (uffd < 0)
-        return uffd;
+    int rc = lm__uffd_start();
+    if (rc != 0)
+        return rc;
     lm_store_relaxed(&g_pager.readers, 0);
     lm_store_relaxed(&g_pager.handlers, 0);
-    g_pager.readers_wanted = (int)lm__workers_cores();
+    g_pager.readers_wanted = (int)lm__cores();
     if (g_pager.readers_wanted > HANDLERS_MAX / 2)
         g_pager.readers_wanted = HANDLERS_MAX / 2;
-    int rc = handler_start(); /* one is enough for the first fault; more follow it */
-    if (rc == 0)
-        return 0;
-    lm_store_release(&g_pager.uffd, -1); /* unread, it would let touches hang */
-    close(uffd);
+    rc = handler_start(); /* one is enough for the first fault; more follow it */
+    if (rc != 0)
+        lm__uffd_stop(); /* unread, it would let touches hang */
     return rc;
 }
 
@@ -168,7 +103,7 @@ static int start(void)
 static void fork_prepare(void)
 {
     pthread_mutex_lock(&g_pager.start_lock);
-    pthread_rwlock_wrlock(&g_pager.fills); /* no chunk is FILLING from here on */
+    lm__fault_fork_prepare(); /* no chunk is FILLING from here on */
     lm__workers_fork_prepare();
     lm__region_fork_prepare();
     lm__failure_fork_prepare();
@@ -179,25 +114,28 @@ static void fork_done(void)
     lm__failure_fork_done();
     lm__region_fork_done();
     lm__workers_fork_done();
-    pthread_rwlock_unlock(&g_pager.fills);
+    lm__fault_fork_done();
     pthread_mutex_unlock(&g_pager.start_lock);
 }
 
 /* The child has this thread alone, and mappings that are no longer registered. */
 static void fork_child(void)
 {
-    static const pthread_rwlock_t fresh =
-        PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
-    g_pager.fills = fresh;
-    pthread_rwlock_wrlock(&g_pager.fills);
+    lm__fault_fork_child();
     lm__workers_fork_child();
     lm__failure_fork_child();
     if (g_pager.is_started && g_pager.start_error == 0) {
-        close(lm__pager_uffd());
+        lm__uffd_stop();
         g_pager.start_error = start();
         lm__region_fork_child();
     }
     fork_done();
+}
+
+/* When the library is loaded: workers can run, and be left behind, without handlers. */
+__attribute__((constructor)) static void install_fork_hooks(void)
+{
+    pthread_atfork(fork_prepare, fork_done, fork_child);
 }
 
 /* ---- start ---------------------------------------------------------------------------------------- */
@@ -214,13 +152,11 @@ int lm_pager_start(void)
     return rc;
 }
 
-int lm_pager_mode(void) { return lm_load_relaxed(&g_pager.mode); }
-
 void lm_pager_stats(struct lm_pager_stats *out)
 {
     memset(out, 0, sizeof *out);
     lm__uffd_stats(out);
     lm__region_count(&out->regions_live, &out->arenas);
     out->handlers = (uint64_t)lm_load_relaxed(&g_pager.handlers);
-    out->mode = (uint64_t)lm_load_relaxed(&g_pager.mode);
+    out->mode = (uint64_t)lm_pager_mode();
 }

@@ -47,17 +47,6 @@ static struct lm__arena **g_arenas; /* by address; under map_lock, as all below 
 static size_t g_arena_count, g_arena_capacity;
 static uint64_t g_region_count;
 
-size_t lm__page_bytes(void)
-{
-    static _Atomic size_t page_bytes;
-    size_t bytes = lm_load_relaxed(&page_bytes);
-    if (bytes == 0) {
-        bytes = (size_t)sysconf(_SC_PAGESIZE);
-        lm_store_relaxed(&page_bytes, bytes);
-    }
-    return bytes;
-}
-
 /* ---- arenas ------------------------------------------------------------------------------------- */
 
 static void arena_free(struct lm__arena *a)
@@ -95,7 +84,7 @@ static int arena_new(size_t bytes, unsigned slot_shift, struct lm__arena **out)
     if (munlock(p, bytes) < 0 || mprotect(p, bytes, PROT_READ | PROT_WRITE) < 0)
         rc = -errno;
     else
-        rc = lm__uffd_register(lm__pager_uffd(), a->addr, bytes);
+        rc = lm__uffd_register(a->addr, bytes);
     if (rc != 0)
         goto free_arena;
     *out = a;
@@ -255,7 +244,7 @@ int lm__region_serve_dangling(uintptr_t addr)
     pthread_mutex_lock(&g_map_lock);
     lm_region *r = find_locked(addr, &arena);
     if (arena && !r) {
-        lm__uffd_copy(lm__pager_uffd(), page, ones, lm__page_bytes());
+        lm__uffd_copy(page, ones, lm__page_bytes());
         arena->served_dangling = 1;
     }
     pthread_mutex_unlock(&g_map_lock);
@@ -281,8 +270,7 @@ void lm__region_fork_child(void)
 {
     for (size_t i = 0; i < g_arena_count; i++) {
         struct lm__arena *a = g_arenas[i];
-        if (lm__pager_uffd() < 0 ||
-            lm__uffd_register(lm__pager_uffd(), a->addr, a->bytes) != 0)
+        if (!lm__uffd_is_open() || lm__uffd_register(a->addr, a->bytes) != 0)
             mprotect((void *)a->addr, a->bytes, PROT_NONE);
     }
 }
@@ -296,17 +284,18 @@ int lm_region_open(lm_object *object, lm_region **out, struct lm_error *err)
     /* A lone chunk may be of any size; chunks side by side must be whole pages. */
     if (object->chunks > 1 && object->spec.chunk_bytes < lm__page_bytes())
         return lm__fail(err, cause);
-    int rc = lm_pager_start();
-    lm_region *r = rc == 0 ? calloc(1, sizeof *r) : NULL;
+    snprintf(cause.what, sizeof cause.what, "userfaultfd");
+    if (!lm__uffd_is_open())
+        return lm__fail(err, cause);
+    lm_region *r = calloc(1, sizeof *r);
     if (!r) {
-        cause.code = rc ? rc : -ENOMEM;
-        snprintf(cause.what, sizeof cause.what, "userfaultfd");
+        cause.code = -ENOMEM;
         return lm__fail(err, cause);
     }
     r->refs = 1;
     r->object = object;
     r->bytes = lm__round_up(object->spec.object_bytes, lm__page_bytes());
-    rc = lm__chunks_init(&r->chunks, object->chunks);
+    int rc = lm__chunks_init(&r->chunks, object->chunks);
     if (rc != 0)
         goto free_region;
     rc = slot_take(r);

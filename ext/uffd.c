@@ -157,7 +157,7 @@ static uint64_t unmasked_features(uint64_t features)
     return features;
 }
 
-int lm__uffd_open(struct lm_uffd_info *info)
+static int uffd_open(struct lm_uffd_info *info)
 {
     /* A descriptor shakes hands once, and asking for an unknown feature ends it. */
     for (int attempt = 0; attempt < 2; attempt++) {
@@ -178,18 +178,40 @@ int lm__uffd_open(struct lm_uffd_info *info)
     return LM_E_NO_UFFD;
 }
 
+static _Atomic int g_uffd = -1; /* the process's */
+static _Atomic int g_mode;
+
+int lm__uffd_start(void)
+{
+    struct lm_uffd_info info;
+    int uffd = uffd_open(&info);
+    lm_store_relaxed(&g_mode, info.mode);
+    lm_store_release(&g_uffd, uffd < 0 ? -1 : uffd);
+    return uffd < 0 ? uffd : 0;
+}
+
+void lm__uffd_stop(void)
+{
+    close(lm_load_relaxed(&g_uffd));
+    lm_store_release(&g_uffd, -1);
+}
+
+int lm__uffd_is_open(void) { return lm_load_acquire(&g_uffd) >= 0; }
+
+int lm_pager_mode(void) { return lm_load_relaxed(&g_mode); }
+
 void lm_uffd_probe(struct lm_uffd_info *out)
 {
-    int uffd = lm__uffd_open(out);
+    int uffd = uffd_open(out);
     if (uffd >= 0)
         close(uffd);
 }
 
-int lm__uffd_register(int uffd, uintptr_t addr, size_t bytes)
+int lm__uffd_register(uintptr_t addr, size_t bytes)
 {
     struct uffdio_register reg = {.range = {addr, bytes},
                                   .mode = UFFDIO_REGISTER_MODE_MISSING};
-    return ioctl(uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+    return ioctl(lm_load_acquire(&g_uffd), UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
 
 /* ---- events ------------------------------------------------------------------------------------ */
@@ -199,8 +221,9 @@ static struct {
     _Atomic uint64_t eexist, eagain_partial, eagain, enoent, enomem, refused;
 } g_stats;
 
-int lm__uffd_read(int uffd, struct lm__fault *out)
+int lm__uffd_read(struct lm__fault *out)
 {
+    int uffd = lm_load_acquire(&g_uffd);
     for (;;) {
         struct uffd_msg msg;
         ssize_t got = read(uffd, &msg, sizeof msg);
@@ -216,11 +239,12 @@ int lm__uffd_read(int uffd, struct lm__fault *out)
     }
 }
 
-void lm__uffd_wake(int uffd, uintptr_t addr, size_t bytes)
+void lm__uffd_wake(uintptr_t addr, size_t bytes)
 {
     struct uffdio_range range = {addr, bytes};
     lm_add_relaxed(&g_stats.wakes, 1);
-    ioctl(uffd, UFFDIO_WAKE, &range); /* fails only where nobody can be waiting */
+    ioctl(lm_load_acquire(&g_uffd), UFFDIO_WAKE,
+          &range); /* fails only where nobody can be waiting */
 }
 
 /* ---- installing ----------------------------------------------------------------------------------- */
@@ -232,8 +256,9 @@ struct range_left {
 };
 
 /* One ioctl.  Returns 0 or an errno; *done is the bytes installed in either case. */
-static int install_once(int uffd, const struct range_left *left, size_t *done)
+static int install_once(const struct range_left *left, size_t *done)
 {
+    int uffd = lm_load_acquire(&g_uffd);
     int rc, error = lm__injected(LM_INJECT_UFFD_COPY);
     int64_t bytes;
     *done = 0;
@@ -265,11 +290,11 @@ static void advance(struct range_left *left, size_t bytes)
         left->src += bytes;
 }
 
-static enum lm__install install(int uffd, struct range_left left)
+static enum lm__install install(struct range_left left)
 {
     for (int retries = 0; left.bytes > 0;) {
         size_t done;
-        int error = install_once(uffd, &left, &done);
+        int error = install_once(&left, &done);
         lm_assert(done <= left.bytes);
         advance(&left, done);
         switch (error) {
@@ -299,14 +324,14 @@ static enum lm__install install(int uffd, struct range_left left)
     return LM_INSTALLED;
 }
 
-enum lm__install lm__uffd_copy(int uffd, uintptr_t addr, const void *src, size_t bytes)
+enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes)
 {
-    return install(uffd, (struct range_left){addr, src, bytes});
+    return install((struct range_left){addr, src, bytes});
 }
 
-enum lm__install lm__uffd_zero(int uffd, uintptr_t addr, size_t bytes)
+enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes)
 {
-    return install(uffd, (struct range_left){addr, NULL, bytes});
+    return install((struct range_left){addr, NULL, bytes});
 }
 
 void lm__uffd_stats(struct lm_pager_stats *out)

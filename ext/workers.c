@@ -5,16 +5,13 @@
  * the queue.  Steps begin in ascending order, so a step may wait for earlier ones of its job.
  * Whoever started the job waits in small pieces, and so can show progress or give up.
  */
-#define _GNU_SOURCE
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "internal.h"
 
 #define ERRORS_KEPT 256 /* of one job; more are counted */
-#define WORKERS_MAX 64
 
 struct lm_job {
     struct lm__job_spec spec; /* fixed after start */
@@ -33,13 +30,6 @@ static pthread_cond_t g_work = PTHREAD_COND_INITIALIZER; /* there is a step to t
 static pthread_cond_t g_done = PTHREAD_COND_INITIALIZER; /* a step has ended */
 static lm_job *g_first, *g_last; /* under g_lock, as is the next */
 static unsigned g_workers;
-
-unsigned lm__workers_cores(void)
-{
-    cpu_set_t cpus;
-    int cores = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
-    return cores < 1 ? 1 : cores > WORKERS_MAX ? WORKERS_MAX : (unsigned)cores;
-}
 
 /* ---- jobs, all under g_lock -------------------------------------------------------------------- */
 
@@ -139,7 +129,7 @@ static void *worker(void *unused)
 static int start_workers_locked(void)
 {
     int rc = 0;
-    while (rc == 0 && g_workers < lm__workers_cores())
+    while (rc == 0 && g_workers < lm__cores())
         if ((rc = lm__thread_start(worker, NULL, "lazymem-work")) == 0)
             g_workers++;
     return g_workers > 0 ? 0 : rc;

@@ -22,7 +22,7 @@ static void sweep(int error, int64_t skip, int64_t count, int may_report)
         uint64_t over = lm_region_settle(region);
         uint8_t got = served[at];
         int has_error = lm_failure_take(test_tid(), &err);
-        int has_failed = lm_region_failures(region)->begun != over;
+        int has_failed = test_failures(region) != over;
         CHECK((!has_error && !has_failed) || may_report);
         CHECK(has_error || has_failed || got == g_store.data[at]);
     }

@@ -28,7 +28,7 @@ static void *read_until_closed(void *seed)
             uint64_t over = lm_region_settle(g_region);
             int was_released = lm_load_seq_cst(&g_is_released);
             uint8_t got = served[at];
-            int has_failed = lm_region_failures(g_region)->begun != over;
+            int has_failed = test_failures(g_region) != over;
             int has_error = lm_failure_take(test_tid(), &err);
             CHECK(got == g_store.data[at] ||
                   (got == 0xFF && (has_error || has_failed)));

@@ -291,11 +291,18 @@ UNUSED static void test_store_damage(struct test_store *t, uint64_t chunk_idx)
 UNUSED static int test_region_open(struct test_store *t, lm_region **out)
 {
     struct lm_error err;
+    lm_pager_start(); /* where that fails, opening a region says so */
     int rc = lm_region_open(t->object, out, &err);
     if (rc == LM_E_NO_UFFD)
         return test_skip("no userfaultfd");
     CHECK_CALL(rc, err);
     return 0;
+}
+
+/* What lm_region_failures() shows as begun, with the order between threads that C wants. */
+UNUSED static uint64_t test_failures(lm_region *region)
+{
+    return lm_load_seq_cst(&region->failures);
 }
 
 /* Wait until closed regions are gone: a handler may hold one a moment longer. */
