@@ -44,7 +44,7 @@ static struct {
     unsigned (*is_error)(size_t);
 } g_zstd;
 
-#define WARM_BYTES (256 << 10) /* the larger default size of a chunk */
+#define WARM_BYTES (128 << 10) /* the default size of a chunk */
 
 /* ---- scratch ------------------------------------------------------------------------------- */
 
