@@ -249,7 +249,6 @@ enum lm__install { LM_INSTALLED, LM_VANISHED, LM_EXITING, LM_NO_MEMORY, LM_REFUS
 struct lm__fault {
     uintptr_t addr;
     int32_t tid; /* 0 where the kernel does not say */
-    int write;
 };
 
 int lm__uffd_start(void); /* open the process's userfaultfd; 0 or LM_E_NO_UFFD */
@@ -340,7 +339,6 @@ struct lm__job_spec {
 
 /* Run the steps in ascending order on all cores.  A job of one step runs before return. */
 int lm__job_start(const struct lm__job_spec *spec, lm_job **out);
-int lm__job_is_cancelled(const lm_job *job);
 
 /* ---- fork: what each file does around it, called by pager.c in lock order --------------- */
 

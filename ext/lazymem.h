@@ -200,7 +200,6 @@ struct lm_uffd_info {
     int32_t full_errno; /* why the system call failed; 0: worked, or was not tried */
     int32_t user_errno; /* why UFFD_USER_MODE_ONLY failed; 0 likewise */
     int32_t api_errno;  /* why the API handshake failed */
-    int32_t handlers;   /* fault threads now running in this process */
     uint64_t features;  /* offered by the kernel and not masked */
 };
 

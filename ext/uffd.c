@@ -29,7 +29,6 @@
 #define UFFD_API                     0xAAull
 #define UFFD_USER_MODE_ONLY          1
 #define UFFD_EVENT_PAGEFAULT         0x12
-#define UFFD_PAGEFAULT_FLAG_WRITE    1
 #define UFFDIO_REGISTER_MODE_MISSING 1ull
 #define UFFDIO_MODE_DONTWAKE         1ull /* of COPY and of ZEROPAGE */
 #define UFFD_FEATURE_THREAD_ID       (1ull << 8)
@@ -229,9 +228,7 @@ int lm__uffd_read(struct lm__fault *out)
         ssize_t got = read(uffd, &msg, sizeof msg);
         if (got == (ssize_t)sizeof msg && msg.event == UFFD_EVENT_PAGEFAULT) {
             lm_add_relaxed(&g_stats.events, 1);
-            *out = (struct lm__fault){.addr = msg.address,
-                                      .tid = (int32_t)msg.ptid,
-                                      .write = msg.flags & UFFD_PAGEFAULT_FLAG_WRITE};
+            *out = (struct lm__fault){.addr = msg.address, .tid = (int32_t)msg.ptid};
             return 0;
         }
         if (got < 0 && errno != EINTR && errno != EAGAIN)

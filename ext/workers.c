@@ -175,14 +175,6 @@ int lm__job_start(const struct lm__job_spec *spec, lm_job **out)
     return rc;
 }
 
-int lm__job_is_cancelled(const lm_job *job)
-{
-    pthread_mutex_lock(&g_lock);
-    int is_cancelled = job->is_cancelled;
-    pthread_mutex_unlock(&g_lock);
-    return is_cancelled;
-}
-
 int lm_job_wait(lm_job *job, int timeout_ms)
 {
     struct timespec until;

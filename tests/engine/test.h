@@ -59,6 +59,18 @@ enum { TEST_OK = 0, TEST_FAILED = 1, TEST_SKIP = 77 };
         }                                                                              \
     } while (0)
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define TEST_IS_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define TEST_IS_SANITIZED 1
+#endif
+#ifndef TEST_IS_SANITIZED
+#define TEST_IS_SANITIZED 0
+#endif
+
 static inline int test_skip(const char *why)
 {
     fprintf(stderr, "skipped: %s\n", why);
