@@ -191,7 +191,11 @@ const struct lm__codec *lm__codec(int id)
         [LM_CODEC_LZ4] = {"lz4", lz4_encode, lz4_decode},
         [LM_CODEC_ZSTD] = {"zstd", zstd_encode, zstd_decode},
     };
-    return id >= 0 && id <= LM_CODEC_ZSTD ? &codecs[id] : NULL;
+    if (id < 0 || id > LM_CODEC_ZSTD ||
+        (id == LM_CODEC_LZ4 && !g_lz4.decompress_safe) ||
+        (id == LM_CODEC_ZSTD && !g_zstd.decompress))
+        return NULL;
+    return &codecs[id];
 }
 
 /* ---- where the functions come from -------------------------------------------------------------- */

@@ -51,36 +51,47 @@ static int node_load(const struct lm__entry *e, uint32_t count, int is_leaf,
     return 0;
 }
 
+/* A file of n bytes holds at most n bytes of pages, but entries may share them, and a hostile
+ * file describes more pages than any memory: what goes beyond the file's size is not kept. */
+static int may_keep(struct lm__index *index, const struct lm__source *source,
+                    size_t page_bytes)
+{
+    return lm_add_relaxed(&index->kept_bytes, page_bytes) < source->end_offset;
+}
+
 int lm__index_lookup(struct lm__index *index, struct lm__source *source,
                      uint64_t chunk_idx, struct lm__scratch *scratch,
                      struct lm__entry *out, struct lm_error *err)
 {
     lm_assert(chunk_idx < index->chunks);
-    _Atomic(struct lm__index_node *) *slot = &index->root_node;
+    _Atomic(struct lm__index_node *) *slot = &index->root_node; /* NULL: not kept */
     struct lm__entry entry = index->root;
 
-    for (unsigned level = index->depth; level > 0; level--) {
-        if (lm__entry_is_zero(&entry))
-            break;
-        struct lm__index_node *node = lm_load_acquire(slot);
+    for (unsigned level = index->depth; level > 0 && !lm__entry_is_zero(&entry);
+         level--) {
+        struct lm__index_node *node = slot ? lm_load_acquire(slot) : NULL;
+        struct lm__index_node *loaded = NULL;
         unsigned shift = lm__log2(LM_PAGE_ENTRIES) * (level - 1);
         if (!node) {
             uint64_t page_idx = chunk_idx >> shift >> lm__log2(LM_PAGE_ENTRIES);
             uint32_t count = lm__index_page_entries(index->chunks, level, page_idx);
-            struct lm__index_node *loaded = NULL;
             int rc =
                 node_load(&entry, count, level == 1, source, scratch, &loaded, err);
             if (rc != 0)
                 return rc;
-            if (lm_cas_acq_rel(slot, &node, loaded)) /* pairs with the load above */
+            if (slot && !may_keep(index, source, entry.stored_bytes))
+                slot = NULL;
+            if (slot && lm_cas_acq_rel(slot, &node, loaded)) { /* pairs with the load */
                 node = loaded;
-            else
-                free(loaded);
+                loaded = NULL;
+            }
         }
+        const struct lm__index_node *page = node ? node : loaded;
         uint32_t i = (uint32_t)(chunk_idx >> shift) & (LM_PAGE_ENTRIES - 1);
-        lm_assert(i < node->count);
-        entry = node->entries[i];
-        slot = &node->child[i]; /* not read when level == 1 */
+        lm_assert(i < page->count);
+        entry = page->entries[i];
+        slot = node && level > 1 ? &node->child[i] : NULL;
+        free(loaded); /* not kept, or another thread was faster */
     }
     *out = entry;
     return 0;

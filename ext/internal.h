@@ -57,6 +57,8 @@ int lm__io_pread(int fd, uint64_t offset, size_t bytes, void *buf, int retries);
 int lm__io_pread_cached(int fd, uint64_t offset, size_t bytes, void *buf);
 int lm__io_pwrite(int fd, uint64_t offset, size_t bytes, const void *buf);
 int lm__io_sync(int fd);
+/* Start to read; a hint, so it can't fail. */
+void lm__io_will_need(int fd, uint64_t offset, uint64_t bytes);
 int lm__io_file_bytes(int fd, uint64_t *out);
 /* The errno with which a test wants the next call at `point` to fail, or 0. */
 int lm__injected(int point);
@@ -153,7 +155,7 @@ struct lm__codec {
                       size_t capacity);
 };
 
-/* NULL for an id that does not exist. */
+/* NULL for an id that does not exist, or whose library is not loaded. */
 const struct lm__codec *lm__codec(int id);
 
 /* ---- source.c ----------------------------------------------------------------------------- */
@@ -180,6 +182,7 @@ struct lm__index {
     uint64_t chunks;
     unsigned depth;
     _Atomic(struct lm__index_node *) root_node;
+    _Atomic uint64_t kept_bytes;
 };
 
 int lm__index_lookup(struct lm__index *index, struct lm__source *source,

@@ -129,6 +129,11 @@ int lm__io_sync(int fd)
     return fsync(fd) < 0 ? -errno : 0;
 }
 
+void lm__io_will_need(int fd, uint64_t offset, uint64_t bytes)
+{
+    posix_fadvise(fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED);
+}
+
 int lm__io_file_bytes(int fd, uint64_t *out)
 {
     struct stat st;

@@ -11,8 +11,8 @@
 
 #include "internal.h"
 
-#define SCAN_BYTES                                                                     \
-    (1u << 20) /* read at once while searching: large enough to be fast */
+#define SCAN_BYTES (1u << 20)   /* read at once while searching: to be fast */
+#define HINT_BYTES (128u << 10) /* a few pages of index, or a first chunk */
 
 static int record_read(int fd, uint64_t offset, const uint8_t *store_id,
                        struct lm__record *rec, struct lm_error *err)
@@ -101,7 +101,7 @@ int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
     int rc = -ENOMEM;
     if (!s)
         return lm__fail(err, lm__error(rc, "store"));
-    rc = lm__io_open(path, O_RDONLY, 0);
+    rc = lm__io_open(path, O_RDONLY | O_NONBLOCK, 0); /* a FIFO is no reason to wait */
     if (rc < 0) {
         lm__fail(err, lm__error(rc, "file"));
         goto free_store;
@@ -112,6 +112,11 @@ int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
         lm__fail(err, lm__error(rc, "file"));
         goto close_fd;
     }
+    /* On a cold disk: superblock and first payloads, and all that is at the end, in two
+     * reads side by side instead of one small read after the other. */
+    lm__io_will_need(s->source.fd, 0, HINT_BYTES);
+    if (file_bytes > HINT_BYTES)
+        lm__io_will_need(s->source.fd, file_bytes - HINT_BYTES, HINT_BYTES);
     rc = store_read_head(s, file_bytes, err);
     if (rc != 0)
         goto close_fd;
@@ -147,7 +152,9 @@ int lm_store_manifest(lm_store *s, char *buf, struct lm_error *err)
         return lm__fail(err, lm__error(-ENOMEM, "manifest"));
     int rc =
         lm__source_read(&s->source, &rec->manifest, "manifest", &scratch, stored, err);
-    if (rc == 0) {
+    if (rc == 0 && !lm__codec(rec->manifest.codec)) {
+        rc = lm__fail(err, lm__error(LM_E_CODEC, "manifest"));
+    } else if (rc == 0) {
         int64_t n = lm__codec(rec->manifest.codec)
                         ->decode(&scratch, stored, rec->manifest.stored_bytes, buf,
                                  rec->manifest_bytes);

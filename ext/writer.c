@@ -339,6 +339,15 @@ static int writer_check(lm_writer *w, struct lm_error *err)
     return cause.code == 0 ? 0 : lm__fail(err, cause);
 }
 
+/* (W3), for what went wrong outside a job. */
+static int writer_fail(lm_writer *w, struct lm_error cause, struct lm_error *err)
+{
+    pthread_mutex_lock(&w->lock);
+    fail_locked(w, cause);
+    pthread_mutex_unlock(&w->lock);
+    return lm__fail(err, cause);
+}
+
 static int write_start(lm_writer_object *o, struct write_job parts,
                        uint64_t whole_chunks, lm_job **out, struct lm_error *err)
 {
@@ -346,7 +355,7 @@ static int write_start(lm_writer_object *o, struct write_job parts,
     struct write_job *job = malloc(sizeof *job);
     if (!job) {
         free(parts.closing);
-        return lm__fail(err, lm__error(-ENOMEM, "write"));
+        return writer_fail(w, lm__error(-ENOMEM, "write"), err);
     }
     *job = parts;
     w->steps = whole_chunks + (parts.closing != NULL);
@@ -358,7 +367,7 @@ static int write_start(lm_writer_object *o, struct write_job parts,
                                 .context = job,
                                 .steps = w->steps};
     int rc = lm__job_start(&spec, out);
-    return rc == 0 ? 0 : lm__fail(err, lm__error(rc, "threads"));
+    return rc == 0 ? 0 : writer_fail(w, lm__error(rc, "threads"), err);
 }
 
 /* Where a block's bytes go:
@@ -451,10 +460,7 @@ int lm_writer_write(lm_writer_object *o, uint64_t offset, const void *data,
 
 no_memory:
     free(parts.closing);
-    pthread_mutex_lock(&o->w->lock);
-    fail_locked(o->w, lm__error(-ENOMEM, "chunk"));
-    pthread_mutex_unlock(&o->w->lock);
-    return lm__fail(err, lm__error(-ENOMEM, "chunk"));
+    return writer_fail(o->w, lm__error(-ENOMEM, "chunk"), err);
 }
 
 /* ---- objects --------------------------------------------------------------------------------------------- */
@@ -504,12 +510,8 @@ int lm_writer_end(lm_writer_object *o, struct lm_written *out, struct lm_error *
     for (unsigned level = 1; level <= o->depth; level++)
         if (rc == 0 && o->pages[level].entries)
             rc = page_flush(o, level, &cause);
-    if (rc != 0) { /* (W3) */
-        pthread_mutex_lock(&w->lock);
-        fail_locked(w, cause);
-        pthread_mutex_unlock(&w->lock);
-        lm__fail(err, cause);
-    }
+    if (rc != 0)
+        writer_fail(w, cause, err);
     o->written.index_offset = o->root.offset;
     o->written.index_bytes = o->root.stored_bytes;
     o->written.index_crc = o->root.crc;
@@ -569,7 +571,7 @@ static int append_manifest(lm_writer *w, const char *manifest, size_t bytes,
     *e = (struct lm__entry){0};
     void *packed = malloc(bytes);
     struct lm__plain plain = {.bytes = (const uint8_t *)manifest, .count = bytes};
-    if (packed)
+    if (packed && lm__codec(LM_CODEC_LZ4))
         n = lm__codec(LM_CODEC_LZ4)->encode(&scratch, &plain, 1, packed, bytes - 1);
     const void *stored = n > 0 ? packed : manifest;
     size_t stored_bytes = n > 0 ? (size_t)n : bytes;

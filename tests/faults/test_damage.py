@@ -390,3 +390,9 @@ def test_each_code_of_the_engine_has_a_text() -> None:
     texts = {_engine.strerror(code) for code in codes}
     assert len(texts) == len(codes)
     assert "unknown code" not in texts
+
+
+def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="Illegal seek"):
+        lm.open(tmp_path / "fifo")
