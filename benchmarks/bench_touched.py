@@ -2,15 +2,15 @@
 """Once it has been touched, is reading an array as quick as reading any other memory?
 
 Back of the envelope.  A filled page is an ordinary page of the process: the processor
-does not know where its bytes came from, so every ratio should be 1.  Two things could
-differ: numpy asks for huge pages for its own large arrays, which spares strided access
-some misses of the TLB; and indexing a subclass of ndarray with a method of its own
-costs an interpreter call.
+does not know where its bytes came from, so every ratio should be 1.  Indexing a
+subclass of ndarray with a method of its own costs an interpreter call, though.
 
 Rivals: an ordinary ndarray with the same data in the same process, in turns; a second
-one, its copy, shows how much two runs over ordinary memory differ, and a copy in small
-pages what huge pages are worth.  For scalars also ``np.memmap``, another subclass of
-ndarray.  ``np.asarray(a)`` is the lazy array's memory without the subclass.
+one, its copy, shows how much two runs over ordinary memory differ.  Both are in small
+pages, as the lazy array is.  numpy asks for huge pages for its own large arrays, where
+the system has them: the last ndarray shows what these are worth.  For scalars also
+``np.memmap``, another subclass of ndarray.  ``np.asarray(a)`` is the lazy array's
+memory without the subclass.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def measure(bench: Bench) -> None:
     with lm.open(path) as store:
         lazy = store["x"].load()
         arrays = {
-            "ndarray": plain,
-            "its copy": plain.copy(),
-            "its copy in small pages": _copy_in_small_pages(plain),
+            "ndarray": _copy_in_small_pages(plain),
+            "its copy": _copy_in_small_pages(plain),
+            "an ndarray in huge pages": plain,
             "np.asarray(a)": np.asarray(lazy),
             "a": lazy,
         }
