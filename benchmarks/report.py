@@ -45,10 +45,33 @@ def _opening(label: str, cache: str) -> Figure:
 
 
 _SIZE = ("size", "size and write", "weather, zstd 3")
+
+
+def _resident(question: str, case: str) -> Figure:
+    case = f"{case}: np.asarray(a)"
+    return Figure(
+        question, "touched", "reading what is resident", case, None, None, "ratio"
+    )
+
+
 _FIGURES = (
+    Figure(
+        "import, above numpy, ms",
+        "open",
+        "import, above numpy",
+        "lazymem",
+        None,
+        None,
+        "ms",
+    ),
     _opening("1 MB", "warm"),
     _opening("1 GB", "warm"),
     _opening("1 TiB", "warm"),
+    _opening("1 TiB", "cold"),
+    _opening("1 TiB", "warm, right after the imports"),
+    _resident("sum of what is in memory, ratio to an ndarray", "sum of all"),
+    _resident("fancy indexing of it, likewise", "1,000,000 elements, fancy"),
+    _resident("single elements of it, likewise", "100,000 scalars"),
     Figure("file of 256 MiB, MiB", *_SIZE, "raw_MiB", "blosc2_MiB", "lazymem_MiB"),
     Figure("writing it, s", *_SIZE, None, "blosc2_s", "lazymem_s"),
     _reading("10,000 random elements, cold, s", "10,000 random elements", "first"),

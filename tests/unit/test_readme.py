@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,18 @@ def test_the_readme_runs_from_top_to_bottom(
     assert len(blocks) >= 3
     monkeypatch.chdir(tmp_path)
     exec(compile("\n".join(blocks), "README.md", "exec"), {})
+
+
+def test_every_figure_of_the_readme_is_a_result_of_a_benchmark() -> None:
+    report = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "report.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ).stdout
+    assert report.count("\n") > 10
+    assert report.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_test_that_contributing_names_exists() -> None:
