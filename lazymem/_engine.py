@@ -339,6 +339,7 @@ class RegionHandle:
         self.pointer = ffi.gc(out[0], lib.lm_region_close)
         self.address = int(ffi.cast("uintptr_t", lib.lm_region_addr(self.pointer)))
         self.failures = lib.lm_region_failures(self.pointer)
+        self.released = False
 
     def memory(self) -> memoryview:
         """Return the object's bytes; whatever looks at them keeps the handle alive."""
@@ -388,6 +389,7 @@ class RegionHandle:
 
     def release(self) -> None:
         """Free the memory; views stay mapped and raise ClosedError when touched."""
+        self.released = True
         lib.lm_region_release(self.pointer)
 
 
@@ -426,14 +428,14 @@ def encoded_bytes(enc: Any, chunk: Any) -> int:
 
 
 class WriterHandle:
-    """A store file in the making."""
+    """A store file in the making; errors call it by the name it is to have."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, name: str) -> None:
         out, error = ffi.new("lm_writer **"), _new_error()
         code = lib.lm_writer_create(os.fsencode(path), out, error)
         if -4096 < code < 0:
-            raise _os_error(code, path)
-        self.path = path
+            raise _os_error(code, name)
+        self.path = name
         self._pointer = out[0]
 
     def begin(self, enc: Any) -> Any:

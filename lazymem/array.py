@@ -132,6 +132,8 @@ class LazyArray(np.ndarray[Any, Any]):
         ------
         FormatError, FillError
             If a chunk can't be read.
+        ClosedError
+            If the store is closed, or is being closed meanwhile.
 
         Notes
         -----
@@ -143,12 +145,16 @@ class LazyArray(np.ndarray[Any, Any]):
             nbytes = self._chunk_range()[1] * binding.info.chunk_bytes
             with meter(progress, nbytes, f"load {binding.info.name}") as m:
                 job.wait(m.part(nbytes))
+            if binding.region is not None and binding.region.released:
+                raise closed_error(binding.region.object.path, f"array {self.name!r}")
         return self
 
     def _fill_job(self) -> _engine.Job | None:
         region = self._bound().region
         if region is None or self.size == 0:
             return None
+        if region.released:
+            raise closed_error(region.object.path, f"array {self.name!r}")
         low, high = self._byte_range()
         return region.prefetch(low, high - low)
 

@@ -54,6 +54,10 @@ class Encoding:
     shuffle: bool | int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.codec, str):
+            raise TypeError(
+                "codec must be a str; an array of that name can be saved in a mapping"
+            )
         if self.codec not in _engine.CODECS:
             names = ", ".join(map(repr, _engine.CODECS))
             raise ValueError(f"codec must be one of {names}, not {self.codec!r}")
@@ -275,11 +279,7 @@ class Writer:
         if os.path.isdir(self._path):
             raise IsADirectoryError(f"{self._path} is a folder")
         self._temporary = f"{self._path}.{os.urandom(6).hex()}.tmp"
-        try:
-            self._handle = _engine.WriterHandle(self._temporary)
-        except OSError as exc:
-            exc.filename = self._path
-            raise
+        self._handle = _engine.WriterHandle(self._temporary, self._path)
         self._objects: dict[str, ObjectWriter] = {}
         self._done: dict[str, ObjectInfo] = {}
         self._closed = False

@@ -292,6 +292,9 @@ def test_a_closed_store_refuses_and_its_arrays_raise(path: Path) -> None:
     with pytest.raises(lm.ClosedError, match="the store is closed"):
         store["a"]
     if lm._engine.uffd_probe().mode:
+        for refused in (a.load, a.prefetch, store.verify):
+            with pytest.raises(lm.ClosedError, match="the store is closed"):
+                refused()
         for _ in range(2):
             with pytest.raises(lm.ClosedError, match="object 'a'"):
                 a.sum()

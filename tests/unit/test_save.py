@@ -177,6 +177,11 @@ def test_options_out_of_range_say_what_is_allowed(
     assert os.listdir(tmp_path) == []
 
 
+def test_an_array_named_as_an_option_needs_a_mapping(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="an array of that name can be saved in a map"):
+        lm.save(tmp_path / "s.lzm", codec=np.zeros(3))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["", None])
 def test_a_name_must_be_text(tmp_path: Path, name: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="name must"):
@@ -211,6 +216,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
         ):
             lm.save(tmp_path / "s.lzm", a=smooth((1000, 1000)))
         assert caught.value.errno == errno.ENOSPC
+        assert caught.value.filename == str(tmp_path / "s.lzm")
         assert os.listdir(tmp_path) == ["s.lzm"]
         assert (tmp_path / "s.lzm").read_bytes() == old
 
