@@ -31,6 +31,7 @@
 
 #define ANNOUNCE_MS          50 /* the toucher may itself hold the runtime's lock ... */
 #define ANNOUNCE_TRIES       20 /* ... now, but seldom at its next faults */
+#define DRAIN_TRIES          1000 /* of 0.05 ms: there is always a reader */
 #define PAGEWISE_MAX         256 /* failures of a thread, until speed matters more: see above */
 #define LINGER_NS            100000L /* a woken thread runs within tens of microseconds ... */
 #define LINGER_DOUBLINGS_MAX 7 /* ... unless the machine is overloaded: up to 13 ms */
@@ -269,6 +270,17 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* Others may have touched the same pages, and nobody knows of them as long as their events
+ * wait to be read: the next wake would let them go on with false bytes and no error.  Once
+ * the pages are there, no more such events come. */
+static void await_readers(void)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    for (int i = 0; i < DRAIN_TRIES && lm__uffd_has_events(); i++)
+        nanosleep(&pause, NULL);
+    nanosleep(&pause, NULL); /* for the last one read to be entered in the table */
+}
+
 /* End a fill that began at `began_ns`, of a chunk that was claimed in state `from`. */
 static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
                       enum lm__chunk_state from, uint64_t began_ns,
@@ -276,14 +288,16 @@ static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *
 {
     uintptr_t page = lm__round_down(fault->addr, lm__page_bytes());
     unsigned times = count_failure(page);
+    uint64_t took_ns = now_ns() - began_ns;
     lm__region_keep_error(r, cause);
     unsigned repeats = report_to_all(r, chunk_idx, fault->tid ? fault->tid : -1, cause);
     struct span ones = false_span(r, chunk_idx, page, from, repeats, times);
     serve_ones(ones.addr, ones.bytes);
+    await_readers();
     report_to_all(r, chunk_idx, waiter_take(r, chunk_idx, 0), cause);
     lm__uffd_wake(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 
-    linger(times, now_ns() - began_ns);
+    linger(times, took_ns);
     madvise((void *)ones.addr, ones.bytes, MADV_DONTNEED);
     lm_add_seq_cst(&r->failures_over, 1);
     if (from == LM_CHUNK_CLEAN && lm__chunks_publish(&r->chunks, chunk_idx))

@@ -260,6 +260,8 @@ int lm__uffd_is_open(void);
 int lm__uffd_register(uintptr_t addr, size_t bytes);
 /* Block for the next page fault.  0, or -errno when the descriptor is of no more use. */
 int lm__uffd_read(struct lm__fault *out);
+/* 1 if a fault waits to be read.  Slow: for the fill that has failed. */
+int lm__uffd_has_events(void);
 /* Install pages.  Pages already there stay.  Nobody is woken: that is for when the books are
  * in order. */
 enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes);

@@ -17,6 +17,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
@@ -234,6 +235,22 @@ int lm__uffd_read(struct lm__fault *out)
         if (got < 0 && errno != EINTR && errno != EAGAIN)
             return -errno;
     }
+}
+
+int lm__uffd_has_events(void)
+{
+    /* The kernel answers poll() on a non-blocking descriptor only.  A handler that begins to
+     * read meanwhile gets EAGAIN, and tries again. */
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    int uffd = lm_load_acquire(&g_uffd);
+    struct pollfd pfd = {.fd = uffd, .events = POLLIN};
+    pthread_mutex_lock(&lock);
+    int flags = fcntl(uffd, F_GETFL);
+    fcntl(uffd, F_SETFL, flags | O_NONBLOCK);
+    poll(&pfd, 1, 0);
+    fcntl(uffd, F_SETFL, flags);
+    pthread_mutex_unlock(&lock);
+    return pfd.revents & POLLIN;
 }
 
 void lm__uffd_wake(uintptr_t addr, size_t bytes)

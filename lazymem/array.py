@@ -35,6 +35,7 @@ class Binding:
     """System calls can't touch absent pages here: what makes them must load first."""
 
     def __post_init__(self) -> None:
+        self.is_untouched = self.region is not None
         self.failures = self.region.failures if self.region else _engine.NO_FAILURES
 
     def before(self) -> int:
@@ -158,6 +159,18 @@ class LazyArray(np.ndarray[Any, Any]):
         low, high = self._byte_range()
         return region.prefetch(low, high - low)
 
+    def _fill_first(self, index: Any) -> None:
+        """Fill the chunk of the first element read, if it is one, in this thread.
+
+        It spares two thread switches, at a time when the fault threads are only just
+        starting.  What fails here is left to the touch that follows.
+        """
+        parts = index if isinstance(index, tuple) else (index,)
+        if len(parts) == self.ndim and all(isinstance(part, int) for part in parts):
+            job = super().__getitem__((*parts, ...))._fill_job()
+            job.wait_quietly()
+            job.close()
+
     def _basic_view(self, index: Any) -> LazyArray:
         parts = index if isinstance(index, tuple) else (index,)
         if not all(
@@ -221,6 +234,9 @@ class LazyArray(np.ndarray[Any, Any]):
         binding = self._binding
         if binding is None:
             return super().__getitem__(index)
+        if binding.is_untouched:
+            binding.is_untouched = False
+            self._fill_first(index)
         # As _checked() and _plain(), without their calls: elements are read in loops.
         failures = binding.failures
         before = failures.over
