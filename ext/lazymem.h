@@ -83,6 +83,8 @@ struct lm_progress {
     uint64_t errors; /* steps that failed */
 };
 
+/* Allocate what a first job of one step will need, while there is time. */
+void lm_job_warm(void);
 /* Wait until the job has ended, at most timeout_ms.  Returns 1 if it has, 0 if not. */
 int lm_job_wait(lm_job *job, int timeout_ms);
 void lm_job_progress(const lm_job *job, struct lm_progress *out);

@@ -137,15 +137,23 @@ static int start_workers_locked(void)
 
 /* ---- for those who start jobs -------------------------------------------------------------------------- */
 
+static struct lm__scratch g_spare; /* under g_lock: for the next lone step */
+
+void lm_job_warm(void)
+{
+    pthread_mutex_lock(&g_lock);
+    lm__scratch_warm(&g_spare);
+    pthread_mutex_unlock(&g_lock);
+}
+
 /* A lone step is not worth a thread switch.  Its scratch is kept for the next one. */
 static void run_inline_locked(lm_job *job)
 {
-    static struct lm__scratch spare; /* under g_lock */
-    struct lm__scratch scratch = spare;
-    spare = (struct lm__scratch){0};
+    struct lm__scratch scratch = g_spare;
+    g_spare = (struct lm__scratch){0};
     run_step_locked(job, &scratch);
-    struct lm__scratch other = spare;
-    spare = scratch;
+    struct lm__scratch other = g_spare;
+    g_spare = scratch;
     lm__scratch_fini(&other);
 }
 

@@ -536,3 +536,4 @@ def _new_error() -> Any:
 
 _load_codecs()
 _attach()
+lib.lm_job_warm()
