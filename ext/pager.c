@@ -7,7 +7,7 @@
  * Software Architecture 2, 2000): if it was the last reader it starts another handler, and a
  * handler that comes back to find enough readers ends.
  *
- * Started with the first region, the handlers run until the process is gone: memory may be
+ * Started when a first store is opened, the handlers run until the process is gone: memory may be
  * touched even while the interpreter shuts down.
  */
 #define _GNU_SOURCE

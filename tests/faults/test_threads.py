@@ -45,8 +45,7 @@ def test_a_thread_hears_while_main_waits_in_join(store: lm.Store, plain: bool) -
     a: Any = np.asarray(store["a"]) if plain else store["a"]
     found: list[str] = []
     for _ in range(10):
-        grace_s = 3.0 if plain else 0.0
-        thread = threading.Thread(target=lambda: found.append(outcome(a.sum, grace_s)))
+        thread = threading.Thread(target=lambda: found.append(outcome(a.sum)))
         thread.start()
         thread.join()
     assert found == ["error"] * 10
