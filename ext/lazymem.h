@@ -198,8 +198,8 @@ enum lm_uffd_mode { LM_UFFD_NONE = 0, LM_UFFD_FULL = 1, LM_UFFD_USER_ONLY = 2 };
 
 struct lm_uffd_info {
     int32_t mode;       /* enum lm_uffd_mode */
-    int32_t dev_errno;  /* why /dev/userfaultfd failed; 0: that is how it was opened */
-    int32_t full_errno; /* why the system call failed; 0: worked, or was not tried */
+    int32_t full_errno; /* why the system call failed; 0: that is how it was opened */
+    int32_t dev_errno;  /* why /dev/userfaultfd failed; 0: worked, or was not tried */
     int32_t user_errno; /* why UFFD_USER_MODE_ONLY failed; 0 likewise */
     int32_t api_errno;  /* why the API handshake failed */
     uint64_t features;  /* offered by the kernel and not masked */

@@ -133,13 +133,14 @@ static int open_syscall(const char *name, int flags, int32_t *error)
     return uffd;
 }
 
-/* The ladder: the device, the system call, the system call for user-mode faults only. */
+/* The ladder: the system call, the device, which takes longer, and the system call for
+ * user-mode faults only. */
 static int open_ladder(struct lm_uffd_info *info)
 {
     *info = (struct lm_uffd_info){.mode = LM_UFFD_FULL};
-    int uffd = open_device(info);
+    int uffd = open_syscall("syscall", 0, &info->full_errno);
     if (uffd < 0)
-        uffd = open_syscall("syscall", 0, &info->full_errno);
+        uffd = open_device(info);
     if (uffd < 0) {
         info->mode = LM_UFFD_USER_ONLY;
         uffd = open_syscall("user", UFFD_USER_MODE_ONLY, &info->user_errno);

@@ -27,8 +27,8 @@ _CAP_SYS_PTRACE = 19
 _SECCOMP_FILTER = 2
 MODES = ("whole-object load", "full", "user-mode only")
 """By number of the engine's ``enum lm_uffd_mode``."""
-_MASKS = ("", "dev", "dev,syscall")
-"""Each leaves the next way of opening a userfaultfd to be tried first."""
+_MASKS = ("", "syscall,user", "dev,user", "dev,syscall")
+"""All ways of opening a userfaultfd, then the device, the calls, each alone."""
 _CODEC_LIBRARIES = (
     ("lz4", ("lz4", "block", "_block"), "LZ4_versionString"),
     ("zstd", ("zstandard", "_cffi"), "ZSTD_versionString"),
@@ -154,7 +154,7 @@ def examine(root: Path = Path("/")) -> Machine:
     -----
     Starts a process of its own, which opens and closes a userfaultfd in each way.
     """
-    first, without_device, user_only = _probe_all()
+    any_way, device, system_call, user_mode = _probe_all()
     status = _status(root / "proc/self/status")
     seccomp = status.get("Seccomp")
     memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
@@ -166,12 +166,12 @@ def examine(root: Path = Path("/")) -> Machine:
         architecture=platform.machine(),
         cores=len(os.sched_getaffinity(0)),
         page_bytes=resource.getpagesize(),
-        mode=first["mode"],
-        device=Way("/dev/userfaultfd", first["device"]),
-        system_call=Way("userfaultfd(2)", without_device["system_call"]),
-        user_mode=Way("userfaultfd(2), user mode only", user_only["user_mode"]),
-        handshake_error=first["handshake"],
-        features=first["features"],
+        mode=any_way["mode"],
+        device=Way("/dev/userfaultfd", device["device"]),
+        system_call=Way("userfaultfd(2)", system_call["system_call"]),
+        user_mode=Way("userfaultfd(2), user mode only", user_mode["user_mode"]),
+        handshake_error=any_way["handshake"],
+        features=any_way["features"],
         mask=os.environ.get("LAZYMEM_MASK", ""),
         device_minor=_device_minor(root / "proc/misc"),
         unprivileged_userfaultfd=_integer(vm / "unprivileged_userfaultfd"),
@@ -188,7 +188,7 @@ def examine(root: Path = Path("/")) -> Machine:
 
 
 def _probe_all() -> list[dict[str, Any]]:
-    """Probe with more and more ways masked, in a process with its own environment."""
+    """Probe under each of the masks, in a process with its own environment."""
     code = "from lazymem import doctor; doctor._print_probes()"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -72,7 +72,7 @@ def test_examine_agrees_with_the_engine() -> None:
     info = _engine.uffd_probe()
     assert facts.mode == doctor.MODES[info.mode]
     assert facts.features == _engine.uffd_features(info.features)
-    assert (facts.device.error is None) == (info.dev_errno == 0)
+    assert (facts.system_call.error is None) == (info.full_errno == 0)
     assert facts.cores == len(os.sched_getaffinity(0))
 
 
