@@ -14,18 +14,17 @@
  *      generation reads as ABSENT, so one increment forgets everything; a fill that ends in
  *      another generation than it began in does not publish.
  *
- * A word is four bytes, zero is ABSENT, and a long array is mapped without reserve: the kernel
- * gives memory to those of its pages that are touched, so 16 TiB of chunks cost nothing.
+ * A word is four bytes, and zero is ABSENT.  Words live in leaves of LEAF_WORDS, and a leaf
+ * that nobody has claimed a chunk of does not exist: 16 TiB of chunks cost a table of pointers,
+ * of which the system gives memory to what is touched.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "internal.h"
 
-#define MAPPED_COUNT_MIN                                                               \
-    16384 /* mappings are scarce: small arrays come from the heap */
+#define LEAF_SHIFT 12
+#define LEAF_WORDS ((uint64_t)1 << LEAF_SHIFT)
 #define STATE_BITS 2
 #define STATE_MASK ((1u << STATE_BITS) - 1)
 
@@ -45,42 +44,90 @@ static enum lm__chunk_state state_in(uint32_t value, uint32_t generation)
 int lm__chunks_init(struct lm__chunks *c, uint64_t count)
 {
     c->count = count;
-    if (count <= MAPPED_COUNT_MIN) {
-        c->words = calloc(count, sizeof c->words[0]);
-        return c->words ? 0 : -ENOMEM;
-    }
-    c->mapped_bytes = lm__round_up(count * sizeof c->words[0], lm__page_bytes());
-    void *p = mmap(NULL, c->mapped_bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
-        return -errno;
-    c->words = p;
-    return 0;
+    c->leaves = calloc(lm__div_up(count, LEAF_WORDS), sizeof c->leaves[0]);
+    return c->leaves ? 0 : -ENOMEM;
 }
 
 void lm__chunks_fini(struct lm__chunks *c)
 {
-    if (c->mapped_bytes)
-        munmap(c->words, c->mapped_bytes);
-    else
-        free(c->words);
+    /* The table of a long array has pages that nobody has touched, nor should. */
+    for (uint64_t i = 0, left = lm_load_relaxed(&c->leaf_count); left > 0; i++) {
+        _Atomic uint32_t *leaf = lm_load_relaxed(&c->leaves[i]);
+        left -= leaf != NULL;
+        free(leaf);
+    }
+    free(c->leaves);
+}
+
+/* NULL where no chunk of the leaf has ever been claimed. */
+static _Atomic uint32_t *find_word(const struct lm__chunks *c, uint64_t idx)
+{
+    _Atomic uint32_t *leaf = lm_load_acquire(&c->leaves[idx >> LEAF_SHIFT]);
+    return leaf ? &leaf[idx & (LEAF_WORDS - 1)] : NULL;
+}
+
+/* NULL: no memory. */
+static _Atomic uint32_t *make_word(struct lm__chunks *c, uint64_t idx)
+{
+    _Atomic(_Atomic uint32_t *) *slot = &c->leaves[idx >> LEAF_SHIFT];
+    _Atomic uint32_t *leaf = lm_load_acquire(slot);
+    if (!leaf) {
+        uint64_t left = c->count - (idx & ~(LEAF_WORDS - 1));
+        _Atomic uint32_t *made =
+            calloc(left < LEAF_WORDS ? left : LEAF_WORDS, sizeof *made);
+        if (!made)
+            return NULL;
+        if (lm_cas_acq_rel(slot, &leaf, made)) { /* pairs with the loads */
+            lm_add_relaxed(&c->leaf_count, 1);
+            leaf = made;
+        } else {
+            free(made); /* another thread was faster */
+        }
+    }
+    return &leaf[idx & (LEAF_WORDS - 1)];
 }
 
 enum lm__chunk_state lm__chunks_state(const struct lm__chunks *c, uint64_t idx)
 {
+    const _Atomic uint32_t *w = find_word(c, idx);
+    if (!w)
+        return LM_CHUNK_ABSENT;
     /* Pairs with publish and abandon: a thread that leaves its mark for the filler and then
      * reads FILLING here is sure to be seen by the filler, which looks after its store. */
-    uint32_t value = lm_load_seq_cst(&c->words[idx]);
+    uint32_t value = lm_load_seq_cst(w);
     return state_in(value, lm_load_acquire(&c->generation));
+}
+
+uint64_t lm__chunks_mark_clean(const struct lm__chunks *c, uint64_t first,
+                               uint64_t count, uint8_t *mask)
+{
+    uint64_t clean = 0;
+    if (mask)
+        memset(mask, 0, count);
+    for (uint64_t i = 0; i < count;) {
+        if (!find_word(c, first + i)) {
+            i += LEAF_WORDS - ((first + i) & (LEAF_WORDS - 1));
+            continue;
+        }
+        int is_clean = lm__chunks_state(c, first + i) == LM_CHUNK_CLEAN;
+        clean += (uint64_t)is_clean;
+        if (mask)
+            mask[i] = (uint8_t)is_clean;
+        i++;
+    }
+    return clean;
 }
 
 int lm__chunks_claim(struct lm__chunks *c, uint64_t idx, enum lm__chunk_state from)
 {
+    _Atomic uint32_t *w = make_word(c, idx);
+    if (!w)
+        return -ENOMEM;
     uint32_t generation = lm_load_acquire(&c->generation);
-    uint32_t value = lm_load_acquire(&c->words[idx]);
+    uint32_t value = lm_load_acquire(w);
     if (state_in(value, generation) != from)
         return 0;
-    if (!lm_cas_acq_rel(&c->words[idx], &value, word(generation, LM_CHUNK_FILLING)))
+    if (!lm_cas_acq_rel(w, &value, word(generation, LM_CHUNK_FILLING)))
         return 0;
     if (from == LM_CHUNK_CLEAN)
         lm_sub_relaxed(&c->resident, 1);
@@ -91,19 +138,21 @@ int lm__chunks_publish(struct lm__chunks *c, uint64_t idx)
 {
     /* After the install, before the verdict: pairs with the increment in forget_all. */
     uint32_t generation = lm_load_seq_cst(&c->generation);
-    uint32_t value = lm_load_relaxed(&c->words[idx]); /* (C1): nobody else changes it */
+    _Atomic uint32_t *w = find_word(c, idx);
+    uint32_t value = lm_load_relaxed(w); /* (C1): nobody else changes it */
     lm_assert((value & STATE_MASK) == LM_CHUNK_FILLING);
     if (value != word(generation, LM_CHUNK_FILLING))
         return 0;
     lm_add_relaxed(&c->resident, 1);
-    lm_store_seq_cst(&c->words[idx], word(generation, LM_CHUNK_CLEAN));
+    lm_store_seq_cst(w, word(generation, LM_CHUNK_CLEAN));
     return 1;
 }
 
 void lm__chunks_abandon(struct lm__chunks *c, uint64_t idx)
 {
-    lm_assert((lm_load_relaxed(&c->words[idx]) & STATE_MASK) == LM_CHUNK_FILLING);
-    lm_store_seq_cst(&c->words[idx], 0);
+    _Atomic uint32_t *w = find_word(c, idx);
+    lm_assert((lm_load_relaxed(w) & STATE_MASK) == LM_CHUNK_FILLING);
+    lm_store_seq_cst(w, 0);
 }
 
 void lm__chunks_forget_all(struct lm__chunks *c)

@@ -281,10 +281,11 @@ static void await_readers(void)
     nanosleep(&pause, NULL); /* for the last one read to be entered in the table */
 }
 
-/* End a fill that began at `began_ns`, of a chunk that was claimed in state `from`. */
-static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
-                      enum lm__chunk_state from, uint64_t began_ns,
-                      const struct lm_error *cause)
+/* Let all who wait for a chunk, which could not be filled since `began_ns`, end their
+ * instruction with false bytes, and their operation with an error. */
+static void serve_failure(lm_region *r, uint64_t chunk_idx,
+                          const struct lm__fault *fault, enum lm__chunk_state from,
+                          uint64_t began_ns, const struct lm_error *cause)
 {
     uintptr_t page = lm__round_down(fault->addr, lm__page_bytes());
     unsigned times = count_failure(page);
@@ -300,6 +301,14 @@ static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *
     linger(times, took_ns);
     madvise((void *)ones.addr, ones.bytes, MADV_DONTNEED);
     lm_add_seq_cst(&r->failures_over, 1);
+}
+
+/* End a fill of a chunk that was claimed in state `from`. */
+static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
+                      enum lm__chunk_state from, uint64_t began_ns,
+                      const struct lm_error *cause)
+{
+    serve_failure(r, chunk_idx, fault, from, began_ns, cause);
     if (from == LM_CHUNK_CLEAN && lm__chunks_publish(&r->chunks, chunk_idx))
         wake(r, chunk_idx); /* its other pages are as good as they were: (C2) */
     else
@@ -333,6 +342,16 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
     fail_fill(r, chunk_idx, fault, from, began_ns, &cause);
 }
 
+/* A chunk whose state there is no memory for. */
+static void serve_unclaimed(lm_region *r, uint64_t chunk_idx,
+                            const struct lm__fault *fault, int code)
+{
+    struct lm_error cause = lm__error(code, "memory for the chunk's state");
+    cause.tag = r->object->spec.tag;
+    cause.chunk_idx = chunk_idx;
+    serve_failure(r, chunk_idx, fault, LM_CHUNK_ABSENT, now_ns(), &cause);
+}
+
 static void serve_region(lm_region *r, const struct lm__fault *fault,
                          struct lm__scratch *scratch)
 {
@@ -356,10 +375,13 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
                           lm__page_bytes());
             return;
         }
-        if (lm__chunks_claim(&r->chunks, chunk_idx, state)) {
+        int claimed = lm__chunks_claim(&r->chunks, chunk_idx, state);
+        if (claimed > 0)
             serve_claimed(r, chunk_idx, fault, state, scratch);
+        if (claimed < 0)
+            serve_unclaimed(r, chunk_idx, fault, claimed);
+        if (claimed != 0)
             return;
-        }
     }
 }
 
@@ -396,8 +418,11 @@ static int try_prefetch(lm_region *r, uint64_t chunk_idx, struct lm__scratch *sc
     *rc = 0;
     if (lm_load_seq_cst(&r->released) || state == LM_CHUNK_CLEAN)
         return 1;
-    if (!lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_ABSENT))
-        return 0;
+    int claimed = lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_ABSENT);
+    if (claimed < 0)
+        *rc = lm__fail(err, lm__error(claimed, "memory for the chunk's state"));
+    if (claimed <= 0)
+        return claimed < 0;
     /* A release that came before the claim is seen here, a later one by publish. */
     if (lm_load_seq_cst(&r->released) || (*rc = fill(r, chunk_idx, scratch, err)) < 0)
         abandon(r, chunk_idx);

@@ -224,9 +224,9 @@ int lm__object_decode(lm_object *object, uint64_t chunk_idx,
 enum lm__chunk_state { LM_CHUNK_ABSENT = 0, LM_CHUNK_FILLING = 1, LM_CHUNK_CLEAN = 2 };
 
 struct lm__chunks {
-    _Atomic uint32_t *words; /* generation and state */
+    _Atomic(_Atomic uint32_t *) *leaves; /* of words: generation and state */
+    _Atomic uint64_t leaf_count;
     uint64_t count;
-    size_t mapped_bytes; /* 0: on the heap */
     _Atomic uint32_t generation;
     _Atomic uint64_t resident;
 };
@@ -234,7 +234,12 @@ struct lm__chunks {
 int lm__chunks_init(struct lm__chunks *chunks, uint64_t count);
 void lm__chunks_fini(struct lm__chunks *chunks);
 enum lm__chunk_state lm__chunks_state(const struct lm__chunks *chunks, uint64_t idx);
-/* ABSENT or CLEAN -> FILLING, if the chunk is in state `from`.  1: it is the caller's. */
+/* How many of the chunks [first, first + count) are CLEAN; `mask`, if there is one, gets a
+ * byte for each: 1 if it is. */
+uint64_t lm__chunks_mark_clean(const struct lm__chunks *chunks, uint64_t first,
+                               uint64_t count, uint8_t *mask);
+/* ABSENT or CLEAN -> FILLING, if the chunk is in state `from`.  1: it is the caller's; 0: it
+ * is not, or no longer, in that state; -ENOMEM. */
 int lm__chunks_claim(struct lm__chunks *chunks, uint64_t idx,
                      enum lm__chunk_state from);
 /* FILLING -> CLEAN.  0: the generation has changed; the chunk is still FILLING. */

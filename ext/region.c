@@ -191,15 +191,17 @@ static int slot_take(lm_region *r)
     return rc;
 }
 
-/* The range's pages are gone and nothing is in flight: see (R1). */
+/* Nothing is in flight: see (R1). */
 static void slot_give_back(lm_region *r)
 {
     struct lm__arena *a = r->arena;
+    int is_own = a->slots == 1;
+    if (!is_own)
+        madvise((void *)r->addr, r->bytes, MADV_DONTNEED);
     pthread_mutex_lock(&g_map_lock);
     a->regions[r->slot_idx] = NULL;
     a->free_slots[a->free_count++] = (uint32_t)r->slot_idx;
     g_region_count--;
-    int is_own = a->slots == 1;
     if (is_own)
         arena_remove_locked(a);
     pthread_mutex_unlock(&g_map_lock);
@@ -321,7 +323,6 @@ void lm__region_drop(lm_region *r)
 {
     if (lm_sub_acq_rel(&r->refs, 1) != 1)
         return;
-    madvise((void *)r->addr, r->bytes, MADV_DONTNEED);
     slot_give_back(r);
     lm__chunks_fini(&r->chunks);
     lm_object_close(r->object);
@@ -351,14 +352,9 @@ size_t lm__region_chunk_span(const lm_region *r, uint64_t chunk_idx)
 uint64_t lm_region_residency(const lm_region *r, uint64_t first_chunk, uint64_t chunks,
                              uint8_t *mask)
 {
-    uint64_t resident = 0;
-    for (uint64_t i = 0; i < chunks && first_chunk + i < r->chunks.count; i++) {
-        int is_clean = lm__chunks_state(&r->chunks, first_chunk + i) == LM_CHUNK_CLEAN;
-        resident += (uint64_t)is_clean;
-        if (mask)
-            mask[i] = (uint8_t)is_clean;
-    }
-    return resident;
+    uint64_t left = first_chunk < r->chunks.count ? r->chunks.count - first_chunk : 0;
+    return lm__chunks_mark_clean(&r->chunks, first_chunk, chunks < left ? chunks : left,
+                                 mask);
 }
 
 void lm_region_stats(const lm_region *r, struct lm_region_stats *out)

@@ -88,7 +88,7 @@ int main(void)
 {
     test_one_chunk(1, 0);
     test_one_chunk(100, 99);
-    test_one_chunk(1ull << 32, (1ull << 32) - 1); /* mapped, and costs one page */
+    test_one_chunk(1ull << 32, (1ull << 32) - 1); /* costs one leaf */
     test_forgotten_chunks_are_absent();
     test_each_chunk_has_one_owner();
     return TEST_OK;
