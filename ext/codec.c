@@ -45,6 +45,7 @@ static struct {
 } g_zstd;
 
 #define WARM_BYTES (128 << 10) /* the default size of a chunk */
+#define SPARES     2 /* for the thread that opens a store, and for the first handler */
 
 /* ---- scratch ------------------------------------------------------------------------------- */
 
@@ -81,21 +82,59 @@ int lm__scratch_reserve(struct lm__scratch *s, size_t bytes)
     return -ENOMEM;
 }
 
-void lm__scratch_warm(struct lm__scratch *s)
-{
-    lm__scratch_reserve(s, WARM_BYTES);
-    if (!s->zstd_dctx && g_zstd.create_dctx)
-        s->zstd_dctx = g_zstd.create_dctx();
-}
-
-void lm__scratch_fini(struct lm__scratch *s)
+static void scratch_fini(struct lm__scratch *s)
 {
     buffers_free(s);
     if (s->zstd_cctx)
         g_zstd.free_cctx(s->zstd_cctx);
     if (s->zstd_dctx)
         g_zstd.free_dctx(s->zstd_dctx);
-    *s = (struct lm__scratch){0};
+}
+
+/* A slot that a fork finds BUSY stays so in the child: one spare the less. */
+enum spare_state { SPARE_EMPTY, SPARE_BUSY, SPARE_FULL };
+
+static struct {
+    _Atomic int state;
+    struct lm__scratch scratch; /* whose who made the slot BUSY */
+} g_spares[SPARES];
+
+struct lm__scratch lm__scratch_take(void)
+{
+    struct lm__scratch s = {0};
+    for (int i = 0; i < SPARES; i++) {
+        int state = SPARE_FULL;
+        if (lm_cas_acq_rel(&g_spares[i].state, &state, SPARE_BUSY)) {
+            s = g_spares[i].scratch;
+            lm_store_release(&g_spares[i].state, SPARE_EMPTY);
+            break;
+        }
+    }
+    return s;
+}
+
+void lm__scratch_give(struct lm__scratch *s)
+{
+    s->will_block = NULL;
+    for (int i = 0; i < SPARES; i++) {
+        int state = SPARE_EMPTY;
+        if (lm_cas_acq_rel(&g_spares[i].state, &state, SPARE_BUSY)) {
+            g_spares[i].scratch = *s;
+            lm_store_release(&g_spares[i].state, SPARE_FULL);
+            return;
+        }
+    }
+    scratch_fini(s);
+}
+
+void lm__scratch_warm(void)
+{
+    for (int i = 0; i < SPARES; i++) {
+        struct lm__scratch s = {0};
+        lm__scratch_reserve(&s, WARM_BYTES);
+        s.zstd_dctx = g_zstd.create_dctx ? g_zstd.create_dctx() : NULL;
+        lm__scratch_give(&s);
+    }
 }
 
 /* ---- codecs --------------------------------------------------------------------------------- */
@@ -225,21 +264,25 @@ static int resolve(const char *library, const char *path, const struct symbol *s
 
 #define MADV_POPULATE_READ_ 22 /* Linux 5.14; a hint, so a refusal does not matter */
 
-/* Map the code around a function now, and not fault by fault when a first chunk waits. */
-static int populate_text(struct dl_phdr_info *info, size_t size, void *function)
+/* Map the code and the tables of the library that holds a function now, and not fault by
+ * fault when a first chunk waits. */
+static int populate_library(struct dl_phdr_info *info, size_t size, void *function)
 {
     (void)size;
-    for (int i = 0; i < info->dlpi_phnum; i++) {
+    int is_inside = 0;
+    for (int i = 0; i < info->dlpi_phnum && !is_inside; i++) {
+        const ElfW(Phdr) *ph = &info->dlpi_phdr[i];
+        is_inside = ph->p_type == PT_LOAD &&
+                    (uintptr_t)function - (info->dlpi_addr + ph->p_vaddr) < ph->p_memsz;
+    }
+    for (int i = 0; i < info->dlpi_phnum && is_inside; i++) {
         const ElfW(Phdr) *ph = &info->dlpi_phdr[i];
         uintptr_t start = info->dlpi_addr + ph->p_vaddr;
-        if (ph->p_type == PT_LOAD && (ph->p_flags & PF_X) &&
-            (uintptr_t)function - start < ph->p_memsz) {
-            uintptr_t page = lm__round_down(start, lm__page_bytes());
+        uintptr_t page = lm__round_down(start, lm__page_bytes());
+        if (ph->p_type == PT_LOAD)
             madvise((void *)page, start + ph->p_memsz - page, MADV_POPULATE_READ_);
-            return 1;
-        }
     }
-    return 0;
+    return is_inside;
 }
 
 int lm_codecs_load(const char *lz4_path, const char *zstd_path, struct lm_error *err)
@@ -267,9 +310,9 @@ int lm_codecs_load(const char *lz4_path, const char *zstd_path, struct lm_error 
         rc = resolve("zstd", zstd_path ? zstd_path : "libzstd.so.1", zstd,
                      sizeof zstd / sizeof zstd[0], err);
     if (rc == 0) {
-        dl_iterate_phdr(populate_text, (void *)(uintptr_t)lm_codecs_load);
-        dl_iterate_phdr(populate_text, (void *)(uintptr_t)g_lz4.decompress_safe);
-        dl_iterate_phdr(populate_text, (void *)(uintptr_t)g_zstd.decompress);
+        dl_iterate_phdr(populate_library, (void *)(uintptr_t)lm_codecs_load);
+        dl_iterate_phdr(populate_library, (void *)(uintptr_t)g_lz4.decompress_safe);
+        dl_iterate_phdr(populate_library, (void *)(uintptr_t)g_zstd.decompress);
     }
     return rc;
 }

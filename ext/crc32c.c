@@ -4,7 +4,6 @@
  * The table code takes eight bytes a step ("slicing-by-8": Kounavis and Berry, A Systematic
  * Approach to Building High Performance Software-Based CRC Generators, ISCC 2005).
  */
-#include <pthread.h>
 #include <stddef.h>
 
 #include "align.h"
@@ -40,7 +39,11 @@ __attribute__((target("sse4.2"))) static uint32_t crc_by_instruction(uint32_t cr
         c = _mm_crc32_u8((uint32_t)c, *p);
     return (uint32_t)c;
 }
-static int has_instruction(void) { return __builtin_cpu_supports("sse4.2"); }
+static int has_instruction(void)
+{
+    __builtin_cpu_init(); /* nobody else has, so early */
+    return __builtin_cpu_supports("sse4.2");
+}
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #define HWCAP_CRC32_BIT (1ul << 7)
@@ -65,7 +68,8 @@ static int has_instruction(void) { return 0; }
 
 static uint32_t (*g_crc)(uint32_t, const uint8_t *, size_t);
 
-static void init(void)
+/* When the library is loaded, and not when a first checksum is waited for. */
+__attribute__((constructor)) static void init(void)
 {
     for (uint32_t i = 0; i < 256; i++) {
         uint32_t crc = i;
@@ -82,7 +86,5 @@ static void init(void)
 
 uint32_t lm_crc32c(uint32_t crc, const void *data, size_t data_bytes)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, init);
     return ~g_crc(~crc, data, data_bytes);
 }

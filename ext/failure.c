@@ -59,9 +59,8 @@ static struct slot *find_state_locked(enum slot_state state)
     return NULL;
 }
 
-static void *reporter(void *unused)
+static void reporter(void)
 {
-    (void)unused;
     for (;;) {
         pthread_mutex_lock(&g_lock);
         while (!find_state_locked(QUEUED))
@@ -70,15 +69,15 @@ static void *reporter(void *unused)
         pthread_mutex_unlock(&g_lock);
         runtime->later();
     }
-    return NULL;
 }
 
 /* Most processes never need one. */
 static void start_reporter(void)
 {
+    static const struct lm__thread thread = {reporter, "lazymem-report"};
     pthread_mutex_lock(&g_lock);
     if (!g_has_reporter)
-        g_has_reporter = lm__thread_start(reporter, NULL, "lazymem-report") == 0;
+        g_has_reporter = lm__thread_start(&thread) == 0;
     pthread_mutex_unlock(&g_lock);
 }
 

@@ -46,8 +46,14 @@ int lm__fail(struct lm_error *err, struct lm_error cause);
 
 size_t lm__page_bytes(void);
 unsigned lm__cores(void); /* that this process may use */
+struct lm__thread {
+    void (*run)(void);
+    const char *name;
+};
 /* Start a thread with all signals blocked, detached. */
-int lm__thread_start(void *(*run)(void *), void *arg, const char *name);
+int lm__thread_start(const struct lm__thread *thread);
+/* Let libc and the system have a stack ready for the next thread. */
+void lm__thread_warm(void);
 
 /* ---- io.c ----------------------------------------------------------------------------- */
 
@@ -126,7 +132,7 @@ void lm__unshuffle(size_t width, size_t bytes, const uint8_t *src, uint8_t *dst)
 /* ---- codec.c ---------------------------------------------------------------------------- */
 
 /* What one thread needs to decode or encode a chunk: two buffers that grow to the largest
- * chunk met, and the codecs' contexts.  All zero is a fine start. */
+ * chunk met, and the codecs' contexts. */
 struct lm__scratch {
     uint8_t *a, *b;
     size_t capacity;
@@ -134,10 +140,11 @@ struct lm__scratch {
     void (*will_block)(void); /* called before a read that may sleep; may be NULL */
 };
 
+/* A scratch that somebody has used and given back, or an empty one. */
+struct lm__scratch lm__scratch_take(void);
+void lm__scratch_give(struct lm__scratch *s);
+void lm__scratch_warm(void); /* have some ready, with their memory touched */
 int lm__scratch_reserve(struct lm__scratch *s, size_t bytes);
-/* Allocate and touch what a first decode will need, while there is time. */
-void lm__scratch_warm(struct lm__scratch *s);
-void lm__scratch_fini(struct lm__scratch *s);
 
 /* What is to be encoded. */
 struct lm__plain {

@@ -83,8 +83,6 @@ struct lm_progress {
     uint64_t errors; /* steps that failed */
 };
 
-/* Allocate what a first job of one step will need, while there is time. */
-void lm_job_warm(void);
 /* Wait until the job has ended, at most timeout_ms.  Returns 1 if it has, 0 if not. */
 int lm_job_wait(lm_job *job, int timeout_ms);
 void lm_job_progress(const lm_job *job, struct lm_progress *out);
@@ -168,6 +166,9 @@ void lm_region_close(lm_region *region);
 /* Fill the chunks that overlap [offset, offset + nbytes), on all cores. */
 int lm_region_prefetch(lm_region *region, uint64_t offset, uint64_t nbytes,
                        lm_job **out);
+/* Fill the chunk of byte `offset` in the calling thread, if it can be read: an error is left
+ * to the touch that follows. */
+void lm_region_fill_here(lm_region *region, uint64_t offset);
 /* One byte per chunk from first_chunk on, 1 if resident.  Returns how many are. */
 uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
                              uint64_t chunks, uint8_t *mask);
@@ -227,6 +228,8 @@ struct lm_pager_stats {
     uint64_t mode; /* enum lm_uffd_mode */
 };
 
+/* Have buffers and stacks ready for lm_pager_start() and the first fills.  No thread stays. */
+void lm_warm(void);
 /* Start the fault threads if they do not run.  Returns 0, or LM_E_NO_UFFD for good. */
 int lm_pager_start(void);
 /* How faults are served in this process: enum lm_uffd_mode; none before the start. */

@@ -2,10 +2,8 @@
  * os.c - what the engine asks of the system besides files: pages, threads, cores.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -31,40 +29,42 @@ unsigned lm__cores(void)
     return cores < 1 ? 1 : cores > CORES_MAX ? CORES_MAX : (unsigned)cores;
 }
 
-struct thread {
-    void *(*run)(void *);
-    void *arg;
-    const char *name;
-};
-
 /* A thread names itself: a detached one may be gone before its creator could, and another
  * thread's name goes through /proc, whose entries make the end of a process slow. */
 static void *thread_main(void *arg)
 {
-    struct thread t = *(struct thread *)arg;
-    free(arg);
-    pthread_setname_np(pthread_self(), t.name);
-    return t.run(t.arg);
+    const struct lm__thread *thread = arg;
+    pthread_setname_np(pthread_self(), thread->name);
+    thread->run();
+    return NULL;
 }
 
-int lm__thread_start(void *(*run)(void *), void *arg, const char *name)
+static int thread_create(pthread_t *id, void *(*run)(void *), const void *arg)
 {
-    struct thread *t = malloc(sizeof *t);
-    if (!t)
-        return -ENOMEM;
-    *t = (struct thread){run, arg, name};
-    pthread_t thread;
     pthread_attr_t attr;
     sigset_t all, before;
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, STACK_BYTES);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* the new thread inherits the mask */
-    int rc = pthread_create(&thread, &attr, thread_main, t);
+    int rc = pthread_create(id, &attr, run, (void *)arg);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attr);
-    if (rc != 0)
-        free(t);
     return -rc;
+}
+
+int lm__thread_start(const struct lm__thread *thread)
+{
+    pthread_t id;
+    int rc = thread_create(&id, thread_main, thread);
+    return rc == 0 ? -pthread_detach(id) : rc;
+}
+
+static void *end_at_once(void *arg) { return arg; }
+
+void lm__thread_warm(void)
+{
+    pthread_t id;
+    if (thread_create(&id, end_at_once, NULL) == 0)
+        pthread_join(id, NULL);
 }

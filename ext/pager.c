@@ -49,12 +49,11 @@ static int reader_join(void)
     return 0;
 }
 
-static void *handler(void *unused)
+static void handler(void)
 {
-    (void)unused;
-    struct lm__scratch scratch = {.will_block = handler_will_block};
+    struct lm__scratch scratch = lm__scratch_take();
     struct lm__fault fault;
-    lm__scratch_warm(&scratch);
+    scratch.will_block = handler_will_block;
     do {
         int rc = lm__uffd_read(&fault);
         lm_sub_acq_rel(&g_pager.readers, 1);
@@ -65,15 +64,15 @@ static void *handler(void *unused)
             handler_start();
     } while (reader_join());
     lm_sub_acq_rel(&g_pager.handlers, 1);
-    lm__scratch_fini(&scratch);
-    return NULL;
+    lm__scratch_give(&scratch);
 }
 
 static int handler_start(void)
 {
+    static const struct lm__thread thread = {handler, "lazymem-fault"};
     lm_add_seq_cst(&g_pager.handlers, 1);
     lm_add_seq_cst(&g_pager.readers, 1);
-    int rc = lm__thread_start(handler, NULL, "lazymem-fault");
+    int rc = lm__thread_start(&thread);
     if (rc != 0) {
         lm_sub_acq_rel(&g_pager.readers, 1);
         lm_sub_acq_rel(&g_pager.handlers, 1);
@@ -139,6 +138,12 @@ __attribute__((constructor)) static void install_fork_hooks(void)
 }
 
 /* ---- start ---------------------------------------------------------------------------------------- */
+
+void lm_warm(void)
+{
+    lm__scratch_warm();
+    lm__thread_warm();
+}
 
 int lm_pager_start(void)
 {

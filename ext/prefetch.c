@@ -44,3 +44,13 @@ int lm_region_prefetch(lm_region *r, uint64_t offset, uint64_t nbytes, lm_job **
     };
     return lm__job_start(&spec, out);
 }
+
+void lm_region_fill_here(lm_region *r, uint64_t offset)
+{
+    struct lm_error untold;
+    if (offset >= r->object->spec.object_bytes)
+        return;
+    struct lm__scratch scratch = lm__scratch_take();
+    lm__fault_prefetch(r, offset >> r->object->chunk_shift, &scratch, &untold);
+    lm__scratch_give(&scratch);
+}

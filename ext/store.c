@@ -93,6 +93,19 @@ static int store_read_head(lm_store *s, uint64_t file_bytes, struct lm_error *er
     return record_search(s->source.fd, file_bytes, sb.store_id, &s->record, err);
 }
 
+/* On a cold disk: superblock and first payloads, and all that is at the end, in two reads side
+ * by side instead of one small read after the other. */
+static void hint_if_cold(int fd, uint64_t file_bytes)
+{
+    uint8_t end[LM_RECORD_BYTES];
+    if (file_bytes > HINT_BYTES &&
+        lm__io_pread_cached(fd, file_bytes - sizeof end, sizeof end, end) == 0)
+        return;
+    lm__io_will_need(fd, 0, HINT_BYTES);
+    if (file_bytes > HINT_BYTES)
+        lm__io_will_need(fd, file_bytes - HINT_BYTES, HINT_BYTES);
+}
+
 int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
                   struct lm_error *err)
 {
@@ -112,11 +125,7 @@ int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
         lm__fail(err, lm__error(rc, "file"));
         goto close_fd;
     }
-    /* On a cold disk: superblock and first payloads, and all that is at the end, in two
-     * reads side by side instead of one small read after the other. */
-    lm__io_will_need(s->source.fd, 0, HINT_BYTES);
-    if (file_bytes > HINT_BYTES)
-        lm__io_will_need(s->source.fd, file_bytes - HINT_BYTES, HINT_BYTES);
+    hint_if_cold(s->source.fd, file_bytes);
     rc = store_read_head(s, file_bytes, err);
     if (rc != 0)
         goto close_fd;

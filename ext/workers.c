@@ -105,9 +105,8 @@ static lm_job *run_step_locked(lm_job *job, struct lm__scratch *scratch)
     return job->is_detached ? job : NULL;
 }
 
-static void *worker(void *unused)
+static void worker(void)
 {
-    (void)unused;
     struct lm__scratch scratch = {0};
     pthread_mutex_lock(&g_lock);
     for (;;) {
@@ -123,38 +122,26 @@ static void *worker(void *unused)
             pthread_mutex_lock(&g_lock);
         }
     }
-    return NULL;
 }
 
 static int start_workers_locked(void)
 {
+    static const struct lm__thread thread = {worker, "lazymem-work"};
     int rc = 0;
     while (rc == 0 && g_workers < lm__cores())
-        if ((rc = lm__thread_start(worker, NULL, "lazymem-work")) == 0)
+        if ((rc = lm__thread_start(&thread)) == 0)
             g_workers++;
     return g_workers > 0 ? 0 : rc;
 }
 
 /* ---- for those who start jobs -------------------------------------------------------------------------- */
 
-static struct lm__scratch g_spare; /* under g_lock: for the next lone step */
-
-void lm_job_warm(void)
-{
-    pthread_mutex_lock(&g_lock);
-    lm__scratch_warm(&g_spare);
-    pthread_mutex_unlock(&g_lock);
-}
-
-/* A lone step is not worth a thread switch.  Its scratch is kept for the next one. */
+/* A lone step is not worth a thread switch. */
 static void run_inline_locked(lm_job *job)
 {
-    struct lm__scratch scratch = g_spare;
-    g_spare = (struct lm__scratch){0};
+    struct lm__scratch scratch = lm__scratch_take();
     run_step_locked(job, &scratch);
-    struct lm__scratch other = g_spare;
-    g_spare = scratch;
-    lm__scratch_fini(&other);
+    lm__scratch_give(&scratch);
 }
 
 int lm__job_start(const struct lm__job_spec *spec, lm_job **out)

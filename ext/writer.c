@@ -236,16 +236,16 @@ static int encoding_is_sound(const struct lm_encoding *enc)
 int lm_encoded_bytes(const struct lm_encoding *enc, const void *data, size_t data_bytes,
                      uint64_t *out_bytes)
 {
-    struct lm__scratch scratch = {0};
     struct lm__entry e;
     if (!encoding_is_sound(enc) || data_bytes > enc->chunk_bytes)
         return -EINVAL;
+    struct lm__scratch scratch = lm__scratch_take();
     uint8_t *dst = malloc(data_bytes + 1);
     int rc = dst ? encode(enc, data, data_bytes, &scratch, dst, &e) : -ENOMEM;
     if (rc == 0)
         *out_bytes = e.stored_bytes;
     free(dst);
-    lm__scratch_fini(&scratch);
+    lm__scratch_give(&scratch);
     return rc;
 }
 

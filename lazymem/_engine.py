@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from typing import Any
 
@@ -36,7 +37,10 @@ CHUNK_BYTES_MIN = int(lib.LM_CHUNK_BYTES_MIN)
 CHUNK_BYTES_MAX = int(lib.LM_CHUNK_BYTES_MAX)
 _NONE = 2**64 - 1
 
-# cffi lays a type out when it is first used: here, and not when a store is opened.
+# cffi makes a function, and lays a type out, when it is first used: here, and not when
+# a store is opened.
+for _name in dir(lib):
+    getattr(lib, _name)
 _ERROR = ffi.typeof("struct lm_error *")
 _COMMIT = ffi.typeof("struct lm_commit *")
 _OBJECT_SPEC = ffi.typeof("struct lm_object_spec *")
@@ -44,6 +48,8 @@ _STORE_OUT = ffi.typeof("lm_store **")
 _OBJECT_OUT = ffi.typeof("lm_object **")
 _REGION_OUT = ffi.typeof("lm_region **")
 _JOB_OUT = ffi.typeof("lm_job **")
+_CHARS = ffi.typeof("char[]")
+_UINTPTR = ffi.typeof("uintptr_t")
 for _type in (_ERROR, _COMMIT, _OBJECT_SPEC):
     ffi.new(_type)
 _TICK_MS = 50
@@ -83,7 +89,7 @@ _CLASSES: dict[int, type[LazyMemError]] = {
     lib.LM_E_DECODE: FormatError,
     -errno_names.ENOMEM: BudgetError,
 }
-_tags: weakref.WeakValueDictionary[int, ObjectHandle] = weakref.WeakValueDictionary()
+_tags: dict[int, weakref.ref[ObjectHandle]] = {}
 _next_tag = itertools.count(1)
 
 
@@ -101,8 +107,8 @@ def exception(
     error: Any, path: str | None = None, name: str | None = None
 ) -> LazyMemError:
     """Return the exception that a ``struct lm_error`` stands for."""
-    owner = _tags.get(error.tag)
-    if owner is not None:
+    reference = _tags.get(error.tag)
+    if reference is not None and (owner := reference()) is not None:
         path, name = owner.path, owner.name
     values = {
         field: int(getattr(error, field))
@@ -281,7 +287,7 @@ class StoreHandle:
 
     def manifest(self) -> bytes:
         """Return the manifest's bytes, checked."""
-        buf, error = ffi.new("char[]", self.commit.manifest_bytes or 1), _new_error()
+        buf, error = ffi.new(_CHARS, self.commit.manifest_bytes or 1), _new_error()
         _check(lib.lm_store_manifest(self.pointer, buf, error), error, self.path)
         return bytes(ffi.buffer(buf, self.commit.manifest_bytes))
 
@@ -308,7 +314,7 @@ class ObjectHandle:
         code = lib.lm_object_open(store.pointer, spec, out, error)
         _check(code, error, store.path, name)
         self.pointer = ffi.gc(out[0], lib.lm_object_close)
-        _tags[tag] = self
+        _tags[tag] = weakref.ref(self, partial(_tags.pop, tag))
 
     def read(self, offset: int, target: memoryview) -> Job:
         """Decode bytes from `offset` on into `target`, which the caller keeps."""
@@ -337,7 +343,7 @@ class RegionHandle:
         _check(code, error, obj.path, obj.name)
         self.object = obj
         self.pointer = ffi.gc(out[0], lib.lm_region_close)
-        self.address = int(ffi.cast("uintptr_t", lib.lm_region_addr(self.pointer)))
+        self.address = int(ffi.cast(_UINTPTR, lib.lm_region_addr(self.pointer)))
         self.failures = lib.lm_region_failures(self.pointer)
         self.released = False
 
@@ -348,7 +354,7 @@ class RegionHandle:
         def close(_: Any) -> None:
             lib.lm_region_close(self.pointer)
 
-        owner = ffi.gc(ffi.cast("char *", self.address), close)
+        owner = ffi.gc(lib.lm_region_addr(self.pointer), close)
         return memoryview(ffi.buffer(owner, self.object.nbytes))
 
     def settle(self) -> int:
@@ -386,6 +392,10 @@ class RegionHandle:
         if code < 0:
             raise _os_error(code, self.object.path)
         return Job(out[0], self.object.path)
+
+    def fill_here(self, address: int) -> None:
+        """Fill the chunk of one byte in this thread, if it can be read."""
+        lib.lm_region_fill_here(self.pointer, address - self.address)
 
     def release(self) -> None:
         """Free the memory; views stay mapped and raise ClosedError when touched."""
@@ -536,4 +546,4 @@ def _new_error() -> Any:
 
 _load_codecs()
 _attach()
-lib.lm_job_warm()
+lib.lm_warm()

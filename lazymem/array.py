@@ -159,7 +159,7 @@ class LazyArray(np.ndarray[Any, Any]):
         low, high = self._byte_range()
         return region.prefetch(low, high - low)
 
-    def _fill_first(self, index: Any) -> None:
+    def _fill_first(self, index: Any, region: _engine.RegionHandle) -> None:
         """Fill the chunk of the first element read, if it is one, in this thread.
 
         It spares two thread switches, at a time when the fault threads are only just
@@ -167,9 +167,8 @@ class LazyArray(np.ndarray[Any, Any]):
         """
         parts = index if isinstance(index, tuple) else (index,)
         if len(parts) == self.ndim and all(isinstance(part, int) for part in parts):
-            job = super().__getitem__((*parts, ...))._fill_job()
-            job.wait_quietly()
-            job.close()
+            element = super().__getitem__((*parts, ...))  # a view, which reads nothing
+            region.fill_here(element.__array_interface__["data"][0])
 
     def _basic_view(self, index: Any) -> LazyArray:
         parts = index if isinstance(index, tuple) else (index,)
@@ -234,9 +233,9 @@ class LazyArray(np.ndarray[Any, Any]):
         binding = self._binding
         if binding is None:
             return super().__getitem__(index)
-        if binding.is_untouched:
+        if binding.is_untouched and binding.region:
             binding.is_untouched = False
-            self._fill_first(index)
+            self._fill_first(index, binding.region)
         # As _checked() and _plain(), without their calls: elements are read in loops.
         failures = binding.failures
         before = failures.over

@@ -115,7 +115,7 @@ def decode(data: bytes, path: str) -> dict[str, Any]:
         If it is no manifest.
     """
     try:
-        manifest = json.loads(data)
+        manifest = json.loads(str(data, "utf-8"))
     except (ValueError, RecursionError) as exc:
         raise _error(path, None, f"the manifest is no JSON: {exc}") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("objects"), dict):
@@ -164,14 +164,15 @@ def _error(path: str, name: str | None, text: str) -> FormatError:
 def _check(info: ObjectInfo) -> None:
     if info.dtype.hasobject:
         raise ValueError(f"dtype {info.dtype} holds Python objects")
-    if info.nbytes > _NBYTES_MAX:
-        raise ValueError(f"{info.nbytes} bytes are more than 2**63 - 1")
+    nbytes = info.nbytes
+    if nbytes > _NBYTES_MAX:
+        raise ValueError(f"{nbytes} bytes are more than 2**63 - 1")
     is_power_of_two = info.chunk_bytes & (info.chunk_bytes - 1) == 0
     if not (CHUNK_BYTES_MIN <= info.chunk_bytes <= CHUNK_BYTES_MAX and is_power_of_two):
         raise ValueError(f"chunk_bytes is {info.chunk_bytes}")
     if info.shuffle > info.chunk_bytes:
         raise ValueError(f"shuffle is {info.shuffle}")
-    if info.nbytes == 0 and info.index is not None:
+    if nbytes == 0 and info.index is not None:
         raise ValueError("an empty object has an index")
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lazymem.manifest import ObjectInfo
 
 _LISTED_IN_REPR = 10
+_PRUNE_MIN = 64
 
 
 class Store(Mapping[str, LazyArray]):
@@ -51,10 +52,10 @@ class Store(Mapping[str, LazyArray]):
         self._manifest = manifest.decode(self._handle.manifest(), path)
         self._objects: dict[str, Any] = self._manifest["objects"]
         self._lock = threading.Lock()
-        self._open: weakref.WeakValueDictionary[str, LazyArray]
-        self._open = weakref.WeakValueDictionary()
+        self._open: dict[str, weakref.ref[LazyArray]] = {}
         # A plain view of an array can outlive it.
-        self._regions: weakref.WeakSet[_engine.RegionHandle] = weakref.WeakSet()
+        self._regions: list[weakref.ref[_engine.RegionHandle]] = []
+        self._prune_at = _PRUNE_MIN
         self._kept: dict[str, LazyArray] = {}
         self._closed = False
         torn = self._handle.commit.torn_bytes
@@ -70,11 +71,13 @@ class Store(Mapping[str, LazyArray]):
 
     def __getitem__(self, name: str) -> LazyArray:
         with self._lock:
-            self._check_open(f"store[{name!r}]")
-            array = self._open.get(name)
+            if self._closed:
+                raise closed_error(self._path, f"store[{name!r}]")
+            reference = self._open.get(name)
+            array = reference() if reference else None
             if array is None:
                 array = self._open_array(self.info(name))
-                self._open[name] = array
+                self._open[name] = weakref.ref(array)
                 if self._mode == "c":
                     self._kept[name] = array
         return array
@@ -140,7 +143,7 @@ class Store(Mapping[str, LazyArray]):
     def stats(self) -> StoreStats:
         """Return counters of the arrays that are open, and of the engine."""
         with self._lock:
-            regions = list(self._regions)
+            regions = self._live_regions()
         arrays = {
             region.object.name: region_stats(region.stats()) for region in regions
         }
@@ -229,7 +232,7 @@ class Store(Mapping[str, LazyArray]):
             if self._closed:
                 return
             self._closed = True
-            regions = list(self._regions)
+            regions = self._live_regions()
             self._kept.clear()
         for region in regions:
             region.release()
@@ -271,6 +274,17 @@ class Store(Mapping[str, LazyArray]):
         error.path, error.name = self._path, str(name)
         return error
 
+    def _live_regions(self) -> list[_engine.RegionHandle]:
+        found = (reference() for reference in self._regions)
+        return [region for region in found if region is not None]
+
+    def _prune(self) -> None:
+        """Forget arrays that are gone: a store of many is walked through."""
+        arrays = self._open.items()
+        self._open = {name: found for name, found in arrays if found() is not None}
+        self._regions = [found for found in self._regions if found() is not None]
+        self._prune_at = max(_PRUNE_MIN, 2 * len(self._regions))
+
     def _object(self, info: ObjectInfo) -> _engine.ObjectHandle:
         return _engine.ObjectHandle(
             self._handle,
@@ -292,7 +306,9 @@ class Store(Mapping[str, LazyArray]):
                 _warn_fallback(exc)
                 array = bind(info, _load_whole(obj), None)
             else:
-                self._regions.add(region)
+                self._regions.append(weakref.ref(region))
+                if len(self._regions) >= self._prune_at:
+                    self._prune()
                 user_mode_only = _warn_user_mode_only()
                 memory = region.memory()
                 if self._mode == "r":
@@ -382,3 +398,15 @@ def open(path: str | os.PathLike[str], mode: Literal["r", "c"] = "r") -> Store:
     if mode not in ("r", "c"):
         raise ValueError(f"mode must be 'r' or 'c', not {mode!r}")
     return Store(os.fspath(path), mode)
+
+
+def _warm() -> None:
+    """Run what a first opening runs: a function's first call is its slowest by far."""
+    info = manifest.ObjectInfo(
+        "x", (1,), np.dtype("u1"), "C", 4096, "none", 0, 0, None, 0, {}
+    )
+    objects = manifest.decode(manifest.encode({"x": info}, {}), "")["objects"]
+    bind(manifest.object_info("", "x", objects["x"]), bytearray(1), None)[0]
+
+
+_warm()

@@ -109,7 +109,7 @@ static void test_hostile_entries(void)
                                       .index_crc =
                                           lm_crc32c(0, &cases[i], sizeof good)};
         struct lm_error err;
-        struct lm__scratch scratch = {0};
+        struct lm__scratch scratch = lm__scratch_take();
         uint8_t *out;
         uint64_t stored_bytes = 0;
         lm_object *object;
@@ -117,7 +117,7 @@ static void test_hostile_entries(void)
         CHECK_EQ(lm__object_decode(object, 0, &scratch, &out, &stored_bytes, &err),
                  wanted[i]);
         lm_object_close(object);
-        lm__scratch_fini(&scratch);
+        lm__scratch_give(&scratch);
         close(store.source.fd);
         unlink(path);
         free(path);

@@ -279,13 +279,13 @@ UNUSED static void test_store_close(struct test_store *t)
 /* The index entry of a chunk. */
 UNUSED static struct lm__entry test_entry(struct test_store *t, uint64_t chunk_idx)
 {
-    struct lm__scratch scratch = {0};
+    struct lm__scratch scratch = lm__scratch_take();
     struct lm__entry entry;
     struct lm_error err;
     CHECK_CALL(lm__index_lookup(&t->object->index, &t->store->source, chunk_idx,
                                 &scratch, &entry, &err),
                err);
-    lm__scratch_fini(&scratch);
+    lm__scratch_give(&scratch);
     return entry;
 }
 
