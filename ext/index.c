@@ -14,11 +14,35 @@
 
 #include "internal.h"
 
+/* Pages of equal entries are a few hundred bytes in the file. */
+#define KEPT_BYTES_MIN ((uint64_t)16 << 20)
+
 struct lm__index_node {
     uint32_t count;
     struct lm__entry *entries;
     _Atomic(struct lm__index_node *) child[]; /* inner nodes only */
 };
+
+/* Read a page of `bytes` bytes, stored as it is or as an LZ4 block. */
+static int page_read(const struct lm__entry *e, size_t bytes, struct lm__source *source,
+                     struct lm__scratch *scratch, void *page, struct lm_error *err)
+{
+    if (e->stored_bytes == bytes)
+        return lm__source_read(source, e, "index page", scratch, page, err);
+    const struct lm__codec *lz4 = lm__codec(LM_CODEC_LZ4);
+    struct lm_error cause = lm__error(LM_E_DECODE, "index page");
+    cause.offset = e->offset;
+    cause.expected = bytes;
+    cause.code = lz4 ? lm__scratch_reserve(scratch, e->stored_bytes) : LM_E_CODEC;
+    if (cause.code != 0)
+        return lm__fail(err, cause);
+    int rc = lm__source_read(source, e, "index page", scratch, scratch->a, err);
+    if (rc != 0)
+        return rc;
+    int64_t n = lz4->decode(scratch, scratch->a, e->stored_bytes, page, bytes);
+    cause.code = LM_E_DECODE;
+    return n == (int64_t)bytes ? 0 : lm__fail(err, cause);
+}
 
 static int node_load(const struct lm__entry *e, uint32_t count, int is_leaf,
                      struct lm__source *source, struct lm__scratch *scratch,
@@ -27,22 +51,23 @@ static int node_load(const struct lm__entry *e, uint32_t count, int is_leaf,
     struct lm_error cause = lm__error(LM_E_FORMAT, "index page");
     cause.offset = e->offset;
     static const uint8_t zero[sizeof e->zero];
-    if (e->stored_bytes != count * LM_ENTRY_BYTES || e->codec || e->filter ||
+    size_t bytes = count * sizeof *e;
+    if (e->stored_bytes > bytes || e->codec || e->filter ||
         memcmp(e->zero, zero, sizeof zero) != 0) {
-        cause.expected = count * LM_ENTRY_BYTES;
+        cause.expected = bytes;
         cause.found = e->stored_bytes;
         return lm__fail(err, cause);
     }
     size_t child_bytes = is_leaf ? 0 : count * sizeof(struct lm__index_node *);
     size_t head_bytes = sizeof(struct lm__index_node) + child_bytes;
-    struct lm__index_node *node = calloc(1, head_bytes + e->stored_bytes);
+    struct lm__index_node *node = calloc(1, head_bytes + bytes);
     if (!node) {
         cause.code = -ENOMEM;
         return lm__fail(err, cause);
     }
     node->count = count;
     node->entries = (struct lm__entry *)((char *)node + head_bytes);
-    int rc = lm__source_read(source, e, "index page", scratch, node->entries, err);
+    int rc = page_read(e, bytes, source, scratch, node->entries, err);
     if (rc != 0) {
         free(node);
         return rc;
@@ -51,12 +76,14 @@ static int node_load(const struct lm__entry *e, uint32_t count, int is_leaf,
     return 0;
 }
 
-/* A file of n bytes holds at most n bytes of pages, but entries may share them, and a hostile
- * file describes more pages than any memory: what goes beyond the file's size is not kept. */
+/* Entries may share a page, and a hostile file describes more pages than any memory holds:
+ * what goes beyond this bound is read anew each time. */
 static int may_keep(struct lm__index *index, const struct lm__source *source,
-                    size_t page_bytes)
+                    const struct lm__index_node *node)
 {
-    return lm_add_relaxed(&index->kept_bytes, page_bytes) < source->end_offset;
+    uint64_t bytes = node->count * sizeof node->entries[0];
+    return lm_add_relaxed(&index->kept_bytes, bytes) <
+           source->end_offset + KEPT_BYTES_MIN;
 }
 
 int lm__index_lookup(struct lm__index *index, struct lm__source *source,
@@ -79,7 +106,7 @@ int lm__index_lookup(struct lm__index *index, struct lm__source *source,
                 node_load(&entry, count, level == 1, source, scratch, &loaded, err);
             if (rc != 0)
                 return rc;
-            if (slot && !may_keep(index, source, entry.stored_bytes))
+            if (slot && !may_keep(index, source, loaded))
                 slot = NULL;
             if (slot && lm_cas_acq_rel(slot, &node, loaded)) { /* pairs with the load */
                 node = loaded;

@@ -19,9 +19,10 @@
 
 #include "internal.h"
 
-#define RING_SLOTS     16   /* chunks encoded ahead of the one that is appended */
-#define REPEATS_SLOTS  4096 /* payloads remembered, to store a repeated chunk once */
-#define GAIN_MIN_SHIFT 5    /* a chunk that shrinks by less than 1/32 is stored raw */
+#define RING_SLOTS          16   /* chunks encoded ahead of the one that is appended */
+#define REPEATS_SLOTS       4096 /* payloads remembered, to store a repeated chunk once */
+#define GAIN_MIN_SHIFT      5 /* a chunk that shrinks by less than 1/32 is stored raw */
+#define PAGE_GAIN_MIN_SHIFT 2 /* and an index page that does by less than a quarter */
 
 struct ring_slot {
     int is_ready;
@@ -111,8 +112,18 @@ static int page_flush(lm_writer_object *o, unsigned level, struct lm_error *err)
     struct page *p = &o->pages[level];
     struct lm__entry e = {0};
     size_t bytes = p->count * sizeof p->entries[0];
-    e.crc = lm_crc32c(0, p->entries, bytes);
-    int rc = append(o->w, p->entries, bytes, &e, err);
+    uint8_t packed[LM_PAGE_ENTRIES * LM_ENTRY_BYTES];
+    const void *stored = p->entries;
+    struct lm__plain plain = {.bytes = stored, .count = bytes};
+    const struct lm__codec *lz4 = lm__codec(LM_CODEC_LZ4);
+    size_t worth = bytes - (bytes >> PAGE_GAIN_MIN_SHIFT);
+    int64_t n = lz4 ? lz4->encode(NULL, &plain, 1, packed, worth) : -1;
+    if (n > 0) {
+        stored = packed;
+        bytes = (size_t)n;
+    }
+    e.crc = lm_crc32c(0, stored, bytes);
+    int rc = append(o->w, stored, bytes, &e, err);
     free(p->entries);
     p->entries = NULL;
     if (rc == 0 && level == o->depth)

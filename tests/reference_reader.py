@@ -75,7 +75,7 @@ def _fill(out: np.ndarray, log: bytes, entry: tuple, level: int, fields: dict) -
         span = fields["chunk_bytes"] * 1024 ** (level - 1)
         parts = [out[i : i + span] for i in range(0, len(out), span)]
         _check(codec == shuffled == 0, "an index page with a codec or filter")
-        page = _load(log, start, stored, crc, 0, 24 * len(parts))
+        page = _load(log, start, stored, crc, stored < 24 * len(parts), 24 * len(parts))
         for part, child in zip(parts, struct.iter_unpack("<QIIBB6s", page)):
             _fill(part, log, child, level - 1, fields)
         return

@@ -96,7 +96,7 @@ static void test_forged_pages(void)
                              .crc = lm_crc32c(0, page, sizeof page)},
                      bad;
     CHECK_EQ(lookup(page, 4, 4, root).code, 0);
-    CHECK_EQ(lookup(page, 4, 5, root).code, LM_E_FORMAT); /* a page too short */
+    CHECK_EQ(lookup(page, 4, 5, root).code, LM_E_DECODE); /* a page too short */
     CHECK_EQ(lookup(page, 4, 3, root).code, LM_E_FORMAT); /* and too long */
     bad = root, bad.crc ^= 1;
     CHECK_EQ(lookup(page, 4, 4, bad).code, LM_E_CHECKSUM);
@@ -112,6 +112,27 @@ static void test_forged_pages(void)
     CHECK_EQ(lookup(page, 4, 4, bad).code, LM_E_FORMAT);
     bad = root, bad.zero[5] = 1;
     CHECK_EQ(lookup(page, 4, 4, bad).code, LM_E_FORMAT);
+}
+
+/* A page stored as an LZ4 block: good, cut, and of another length than it should have. */
+static void test_packed_pages(void)
+{
+    enum { ENTRIES = 40 };
+    static struct lm__entry page[ENTRIES], packed[ENTRIES];
+    struct lm__plain plain = {.bytes = (const uint8_t *)page, .count = sizeof page};
+    page[ENTRIES - 1] = (struct lm__entry){.offset = 64, .stored_bytes = 24, .crc = 1};
+    int64_t n =
+        lm__codec(LM_CODEC_LZ4)->encode(NULL, &plain, 1, packed, 8 * sizeof packed[0]);
+    CHECK(n > 0);
+    struct lm__entry root = {.offset = LM_SUPERBLOCK_BYTES,
+                             .stored_bytes = (uint32_t)n,
+                             .crc = lm_crc32c(0, packed, (size_t)n)};
+    CHECK_EQ(lookup(packed, 8, ENTRIES, root).code, 0);
+    CHECK_EQ(lookup(packed, 8, ENTRIES - 1, root).code, LM_E_DECODE);
+    CHECK_EQ(lookup(packed, 8, ENTRIES + 1, root).code, LM_E_DECODE);
+    root.stored_bytes--;
+    root.crc = lm_crc32c(0, packed, root.stored_bytes);
+    CHECK_EQ(lookup(packed, 8, ENTRIES, root).code, LM_E_DECODE);
 }
 
 /* ---- readers that race for the same pages --------------------------------------------------------- */
@@ -153,6 +174,7 @@ int main(void)
         if (test_depth(cases[i].chunks, cases[i].depth) != 0)
             return TEST_SKIP;
     test_forged_pages();
+    test_packed_pages();
     test_racing_readers();
     return TEST_OK;
 }
