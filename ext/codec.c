@@ -163,16 +163,32 @@ static int64_t none_decode(struct lm__scratch *s, const void *src, size_t bytes,
 
 #define LZ4_HC_LEVEL_MIN 2 /* from here on the slow, dense compressor */
 
+static int lz4_compress(const void *src, size_t bytes, void *dst, size_t capacity,
+                        int level)
+{
+    if (level >= LZ4_HC_LEVEL_MIN)
+        return g_lz4.compress_hc(src, dst, (int)bytes, (int)capacity, level);
+    return g_lz4.compress_fast(src, dst, (int)bytes, (int)capacity,
+                               level < 0 ? -level : 1);
+}
+
 static int64_t lz4_encode(struct lm__scratch *s, const struct lm__plain *plain,
                           int level, void *dst, size_t capacity)
 {
-    (void)s;
-    const char *src = (const char *)plain->bytes;
-    int n = level >= LZ4_HC_LEVEL_MIN
-                ? g_lz4.compress_hc(src, dst, (int)plain->count, (int)capacity, level)
-                : g_lz4.compress_fast(src, dst, (int)plain->count, (int)capacity,
-                                      level < 0 ? -level : 1);
-    return n > 0 ? n : LM_E_DECODE;
+    if (plain->part_bytes == 0 || plain->count <= plain->part_bytes) {
+        int n = lz4_compress(plain->bytes, plain->count, dst, capacity, level);
+        return n > 0 ? n : LM_E_DECODE;
+    }
+    struct lm__lz4_joint joint = {.block = dst, .capacity = capacity};
+    for (size_t at = 0; at < plain->count; at += plain->part_bytes) {
+        size_t left = plain->count - at;
+        int n = lz4_compress(plain->bytes + at,
+                             left < plain->part_bytes ? left : plain->part_bytes, s->b,
+                             s->capacity, level);
+        if (n <= 0 || lm__lz4_join(&joint, s->b, (size_t)n) != 0)
+            return LM_E_DECODE;
+    }
+    return (int64_t)joint.bytes;
 }
 
 static int64_t lz4_decode(struct lm__scratch *s, const void *src, size_t bytes,
@@ -187,10 +203,9 @@ static int64_t lz4_decode(struct lm__scratch *s, const void *src, size_t bytes,
 #define ZSTD_RESET_SESSION       1
 #define ZSTD_E_FLUSH             1
 #define ZSTD_E_END               2
-#define PLANE_BYTES_MIN          4096 /* shorter planes are not worth tables of their own */
 
-/* The planes of shuffled data have little in common, so each begins a block of the frame,
- * with entropy tables of its own: up to 15 % smaller than the frame compressed as one. */
+/* Each part begins a block of the frame, with entropy tables of its own: planes of shuffled
+ * data have little in common, and are up to 15 % smaller so than compressed as one. */
 static int64_t zstd_encode(struct lm__scratch *s, const struct lm__plain *plain,
                            int level, void *dst, size_t capacity)
 {
@@ -199,8 +214,7 @@ static int64_t zstd_encode(struct lm__scratch *s, const struct lm__plain *plain,
     g_zstd.reset(s->zstd_cctx, ZSTD_RESET_SESSION);
     g_zstd.set_parameter(s->zstd_cctx, ZSTD_C_COMPRESSION_LEVEL, level);
     g_zstd.set_pledged_size(s->zstd_cctx, plain->count);
-    size_t step =
-        plain->plane_bytes >= PLANE_BYTES_MIN ? plain->plane_bytes : plain->count;
+    size_t step = plain->part_bytes ? plain->part_bytes : plain->count;
     struct zstd_in in = {.src = plain->bytes};
     struct zstd_out out = {.dst = dst, .size = capacity};
     while (in.size < plain->count) {

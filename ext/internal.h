@@ -3,7 +3,7 @@
  *
  * Layers (a file calls only what stands above it here; leaves serve all):
  *   leaves   error.c crc32c.c os.c align.h atomic.h check.h
- *   io.c     format.c     filter.c codec.c     source.c     index.c     store.c object.c
+ *   io.c     format.c     filter.c lz4join.c codec.c     source.c     index.c     store.c object.c
  *   chunks.c     uffd.c     failure.c     region.c     fault.c     workers.c     pager.c
  *   read.c prefetch.c writer.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
@@ -129,6 +129,23 @@ uint32_t lm__index_page_entries(uint64_t chunks, unsigned level, uint64_t page_i
 void lm__shuffle(size_t width, size_t bytes, const uint8_t *src, uint8_t *dst);
 void lm__unshuffle(size_t width, size_t bytes, const uint8_t *src, uint8_t *dst);
 
+/* ---- lz4join.c -------------------------------------------------------------------------- */
+
+/* A sequence of an LZ4 block: where it begins, and its literals. */
+struct lm__lz4_run {
+    size_t at, literals_at, literals;
+};
+
+/* A block that grows: all zero but for the buffer to begin with. */
+struct lm__lz4_joint {
+    uint8_t *block;
+    size_t capacity, bytes;
+    struct lm__lz4_run last;
+};
+
+/* Append the block `next`.  -1 if it does not fit. */
+int lm__lz4_join(struct lm__lz4_joint *joint, const uint8_t *next, size_t next_bytes);
+
 /* ---- codec.c ---------------------------------------------------------------------------- */
 
 /* What one thread needs to decode or encode a chunk: two buffers that grow to the largest
@@ -150,7 +167,8 @@ int lm__scratch_reserve(struct lm__scratch *s, size_t bytes);
 struct lm__plain {
     const uint8_t *bytes;
     size_t count;
-    size_t plane_bytes; /* of shuffled data; 0: not shuffled */
+    size_t
+        part_bytes; /* the encoder forgets what it has learnt at each multiple; 0: never */
 };
 
 struct lm__codec {

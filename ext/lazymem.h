@@ -62,6 +62,8 @@ struct lm_encoding {
     uint32_t shuffle_width; /* bytes per element to shuffle by; 0 or 1: no filter */
     int32_t codec;
     int32_t level;
+    int32_t
+        is_split; /* byte planes, and with lz4 every 64 KiB, compressed on their own */
 };
 
 enum lm_limits { LM_CHUNK_BYTES_MIN = 4096, LM_CHUNK_BYTES_MAX = 16777216 };

@@ -21,6 +21,8 @@
 
 #define RING_SLOTS          16   /* chunks encoded ahead of the one that is appended */
 #define REPEATS_SLOTS       4096 /* payloads remembered, to store a repeated chunk once */
+#define PART_BYTES_MIN      4096  /* less is not worth tables of its own */
+#define LZ4_PART_BYTES_MAX  65536 /* it has a denser table for up to as much */
 #define GAIN_MIN_SHIFT      5 /* a chunk that shrinks by less than 1/32 is stored raw */
 #define PAGE_GAIN_MIN_SHIFT 2 /* and an index page that does by less than a quarter */
 
@@ -201,6 +203,15 @@ static int is_zero(const uint8_t *p, size_t bytes)
     return bytes == 0 || (p[0] == 0 && memcmp(p, p + 1, bytes - 1) == 0);
 }
 
+/* A plane of shuffled bytes, for LZ4 no more than it has a table for; 0: all at once. */
+static size_t part_bytes(const struct lm_encoding *enc, size_t bytes)
+{
+    size_t part = enc->shuffle_width > 1 ? bytes / enc->shuffle_width : bytes;
+    if (enc->codec == LM_CODEC_LZ4 && part > LZ4_PART_BYTES_MAX)
+        part = LZ4_PART_BYTES_MAX;
+    return enc->is_split && part >= PART_BYTES_MIN && part < bytes ? part : 0;
+}
+
 /* Encode one chunk into `dst` of at least `bytes`.  e->offset is left to the caller. */
 static int encode(const struct lm_encoding *enc, const uint8_t *src, size_t bytes,
                   struct lm__scratch *scratch, uint8_t *dst, struct lm__entry *e)
@@ -211,14 +222,14 @@ static int encode(const struct lm_encoding *enc, const uint8_t *src, size_t byte
     int64_t n = -1;
     if (enc->codec != LM_CODEC_NONE) {
         struct lm__plain plain = {.bytes = src, .count = bytes};
+        int rc = lm__scratch_reserve(scratch, bytes);
+        if (rc != 0)
+            return rc;
         if (enc->shuffle_width > 1) {
-            int rc = lm__scratch_reserve(scratch, bytes);
-            if (rc != 0)
-                return rc;
             lm__shuffle(enc->shuffle_width, bytes, src, scratch->a);
             plain.bytes = scratch->a;
-            plain.plane_bytes = bytes / enc->shuffle_width;
         }
+        plain.part_bytes = part_bytes(enc, bytes);
         n = lm__codec(enc->codec)
                 ->encode(scratch, &plain, enc->level, dst,
                          bytes - (bytes >> GAIN_MIN_SHIFT) - 1);

@@ -420,10 +420,10 @@ def take_failure() -> Exception | None:
 
 
 def encoding(
-    nbytes: int, chunk_bytes: int, shuffle: int, codec: str, level: int
+    nbytes: int, chunk_bytes: int, shuffle: int, codec: str, level: int, is_split: bool
 ) -> Any:
     """Return a ``struct lm_encoding``."""
-    fields = (nbytes, chunk_bytes, shuffle, CODECS[codec], level)
+    fields = (nbytes, chunk_bytes, shuffle, CODECS[codec], level, is_split)
     return ffi.new("struct lm_encoding *", fields)
 
 

@@ -7,12 +7,13 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lazymem import _engine, manifest, sources
+from lazymem.encoding import Encoding, Layout, choose_layout, default_layout
 from lazymem.manifest import ObjectInfo
 from lazymem.progress import Meter, Progress, meter
 from lazymem.sources import Bytes, Source, as_bytes
@@ -22,80 +23,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-_DEFAULT_LEVEL = {"zstd": 3, "lz4": 1, "none": 0}
-_TRIAL_CHUNKS = 8
-_TRIAL_BYTES_MIN = 4096
-"""Below this a trial costs more than it can save."""
-_SHUFFLE_GAIN = 0.97
-"""A filter must make data smaller than this share to be worth undoing at each fill."""
-
-
-def default_chunk_bytes(dtype: np.dtype[Any]) -> int:
-    """Return the chunk size for an object.
-
-    Notes
-    -----
-    Small chunks make random access quick, large ones compress better and scan faster;
-    ``benchmarks/bench_chunks.py`` prints the trade-off.  At 128 KiB both are close to
-    their best.  Elements of eight bytes want twice that, so that each plane of shuffled
-    bytes is long enough to compress; and so do booleans, which decode in half the time.
-    """
-    is_wide = dtype.itemsize >= 8 or dtype.kind == "b"
-    return 256 << 10 if is_wide else 128 << 10
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How objects are to be stored."""
-
-    codec: str = "zstd"
-    level: int | None = None
-    chunk_bytes: int | None = None
-    shuffle: bool | int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.codec, str):
-            raise TypeError(
-                "codec must be a str; an array of that name can be saved in a mapping"
-            )
-        if self.codec not in _engine.CODECS:
-            names = ", ".join(map(repr, _engine.CODECS))
-            raise ValueError(f"codec must be one of {names}, not {self.codec!r}")
-        low, high = {"zstd": (-100, 22), "lz4": (-100, 12), "none": (0, 0)}[self.codec]
-        if not low <= self.resolved_level <= high:
-            raise ValueError(
-                f"level of {self.codec} must be {low} to {high}, not {self.level}"
-            )
-        size = self.chunk_bytes
-        if size is not None and (
-            size & (size - 1)
-            or not _engine.CHUNK_BYTES_MIN <= size <= _engine.CHUNK_BYTES_MAX
-        ):
-            raise ValueError(
-                "chunk_bytes must be a power of two from "
-                f"{_engine.CHUNK_BYTES_MIN} to {_engine.CHUNK_BYTES_MAX}, not {size}"
-            )
-
-    @property
-    def resolved_level(self) -> int:
-        """The level, or the codec's default."""
-        return _DEFAULT_LEVEL[self.codec] if self.level is None else self.level
-
-    def chunk_bytes_for(self, dtype: np.dtype[Any]) -> int:
-        """Return the chunk size for an object."""
-        return self.chunk_bytes or default_chunk_bytes(dtype)
-
-
-def _shuffle_widths(dtype: np.dtype[Any]) -> list[int]:
-    """Return the element widths by which a shuffle may pay, likeliest first."""
-    widths = []
-    if dtype.kind == "c":
-        widths.append(dtype.itemsize // 2)
-    if dtype.kind == "U":
-        widths.append(4)
-    widths.append(dtype.itemsize)
-    return [w for w in dict.fromkeys(widths) if 1 < w <= _engine.CHUNK_BYTES_MIN]
-
 
 class ObjectWriter:
     """An object of a :class:`Writer`, written block by block."""
@@ -104,14 +31,11 @@ class ObjectWriter:
         self, writer: Writer, info: ObjectInfo, how: Encoding, source: Source | None
     ) -> None:
         self._writer, self._info, self._how = writer, info, how
-        self._shuffle: int | None = None
+        self._layout: Layout | None = None
         self._handle: Any = None
         self._end = 0
-        if how.shuffle is not None:
-            width = info.dtype.itemsize if how.shuffle is True else int(how.shuffle)
-            self._shuffle = width if width > 1 else 0
         if source is not None and source.peek is not None:
-            self._choose_shuffle(source.peek)
+            self._choose(source.peek, info.nbytes)
 
     @property
     def name(self) -> str:
@@ -172,44 +96,25 @@ class ObjectWriter:
 
     def _begin(self, block: Bytes | None) -> Any:
         if self._handle is None:
-            if self._shuffle is None and block is not None:
-                self._choose_shuffle(lambda at, n: block[at : at + n], block.nbytes)
+            if self._layout is None and block is not None:
+                self._choose(lambda at, n: block[at : at + n], block.nbytes)
             self._handle = self._writer._handle.begin(
-                self._encoding(self._shuffle or 0)
+                self._resolved_layout.to_engine(self._info.nbytes)
             )
         return self._handle
 
-    def _encoding(self, shuffle: int) -> Any:
-        info = self._info
-        return _engine.encoding(
-            info.nbytes, info.chunk_bytes, shuffle, info.codec, info.level
-        )
+    def _choose(self, peek: Any, nbytes: int) -> None:
+        self._layout = choose_layout(self._how, self._info.dtype, nbytes, peek)
 
-    def _choose_shuffle(self, peek: Any, nbytes: int | None = None) -> None:
-        """Encode chunks from all over the data each way, and take the best."""
-        info = self._info
-        widths = _shuffle_widths(info.dtype)
-        nbytes = info.nbytes if nbytes is None else nbytes
-        if self._shuffle is not None or info.codec == "none" or not widths:
-            return
-        if nbytes < _TRIAL_BYTES_MIN:
-            self._shuffle = widths[0]
-            return
-        count = min(_TRIAL_CHUNKS, -(-nbytes // info.chunk_bytes))
-        last = max(0, nbytes - info.chunk_bytes)
-        starts = [
-            last * i // max(1, count - 1) // info.chunk_bytes * info.chunk_bytes
-            for i in range(count)
-        ]
-        chunks = [np.ascontiguousarray(peek(at, info.chunk_bytes)) for at in starts]
-        sizes = {
-            width: sum(_engine.encoded_bytes(self._encoding(width), c) for c in chunks)
-            for width in [0, *widths]
-        }
-        best = min(widths, key=sizes.__getitem__)
-        self._shuffle = best if sizes[best] < sizes[0] * _SHUFFLE_GAIN else 0
+    @property
+    def _resolved_layout(self) -> Layout:
+        return self._layout or default_layout(self._how, self._info.dtype)
 
     def _finish(self) -> ObjectInfo:
+        layout = self._resolved_layout
+        self._info = replace(
+            self._info, chunk_bytes=layout.chunk_bytes, shuffle=layout.shuffle
+        )
         if self._info.nbytes == 0:
             return self._info
         handle, self._handle = self._begin(None), None
@@ -217,7 +122,6 @@ class ObjectWriter:
         index = (written.index_offset, written.index_bytes, written.index_crc)
         return replace(
             self._info,
-            shuffle=self._shuffle or 0,
             index=index if written.index_offset else None,
             stored_bytes=int(written.stored_bytes),
         )
@@ -246,7 +150,7 @@ class Writer:
         Level of the codec: zstd -100 to 22 (default 3), lz4 1 (default) or 2 to 12 for
         the slow, dense compressor, below 0 for more speed.
     chunk_bytes : int, optional
-        Power of two from 4096 to 16777216; default by the dtype.
+        Power of two from 4096 to 16777216; default by trial, 128 or 256 KiB.
     shuffle : bool or int, optional
         Byte shuffle by element (or by that many bytes); default: by trial.
     attrs : mapping, optional
@@ -335,15 +239,16 @@ class Writer:
         if encoding.get("codec", how.codec) != how.codec:
             how = replace(how, level=None)
         how = replace(how, **encoding)
+        layout = default_layout(how, source.dtype)
         info = ObjectInfo(
             name=name,
             shape=source.shape,
             dtype=source.dtype,
             order=source.order,
-            chunk_bytes=how.chunk_bytes_for(source.dtype),
-            codec=how.codec,
-            level=how.resolved_level,
-            shuffle=0,
+            chunk_bytes=layout.chunk_bytes,
+            codec=layout.codec,
+            level=layout.level,
+            shuffle=layout.shuffle,
             index=None,
             stored_bytes=0,
             attrs=manifest.check_attrs(attrs, f"object {name!r}"),
@@ -445,7 +350,7 @@ def save(
         the slow, dense compressor, below 0 for more speed.
     chunk_bytes : int, optional
         Power of two from 4096 to 16777216: what is compressed and filled as one.
-        Default by the array's dtype.
+        Default by trial, 128 or 256 KiB.
     shuffle : bool or int, optional
         Byte shuffle by element (or by that many bytes); default: by trial on the data.
     attrs : mapping, optional

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 import lazymem as lm
+from lazymem import _engine
+from lazymem.encoding import Encoding, choose_layout
 from lazymem.testing import failing
 from tests.conftest import smooth
 
@@ -76,7 +79,8 @@ def test_chunk_size_and_shuffle_change_nothing_but_size(
 
 def test_shuffle_is_chosen_by_trial(tmp_path: Path) -> None:
     walk = np.cumsum(np.random.default_rng(0).standard_normal(400_000)).astype("f4")
-    decimal = np.random.default_rng(0).integers(0, 300, 200_000) / 10
+    rng = np.random.default_rng(0)
+    decimal = rng.choice(rng.integers(0, 100_000, 500) / 1000, 200_000)
     lm.save(tmp_path / "a.lzm", walk=walk, decimal=decimal)
     with lm.open(tmp_path / "a.lzm") as store:
         assert store.info("walk").shuffle == 4
@@ -84,6 +88,46 @@ def test_shuffle_is_chosen_by_trial(tmp_path: Path) -> None:
     plain = lm.save(tmp_path / "p.lzm", walk=walk, decimal=decimal, shuffle=False)
     forced = lm.save(tmp_path / "f.lzm", walk=walk, decimal=decimal, shuffle=True)
     assert (tmp_path / "a.lzm").stat().st_size < min(plain, forced)
+
+
+def test_chunk_size_is_chosen_by_trial(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    far = np.tile(rng.integers(0, 256, 100_000, np.uint8), 20)  # repeats at a distance
+    noise = rng.integers(0, 256, 2_000_000, np.uint8)
+    nbytes = lm.save(tmp_path / "a.lzm", far=far, noise=noise, mask=noise < 9)
+    with lm.open(tmp_path / "a.lzm") as store:
+        chunk_kib = {name: store.info(name).chunk_bytes >> 10 for name in store}
+    assert chunk_kib == {"far": 256, "noise": 128, "mask": 256}
+    small = lm.save(
+        tmp_path / "s.lzm", far=far, noise=noise, mask=noise < 9, chunk_bytes=128 << 10
+    )
+    assert nbytes < small
+
+
+def test_lz4_compresses_in_parts_what_gains_by_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "steps": (np.cumsum(rng.integers(-2, 3, 1 << 20)) // 3).astype("u1"),
+        "text": rng.choice(np.frombuffer(b"the quick brown fox", np.uint8), 1 << 20),
+    }
+    is_split = {}
+    for name, a in arrays.items():
+        layout = choose_layout(
+            Encoding("lz4"), a.dtype, a.nbytes, lambda at, n, a=a: a[at : at + n]
+        )
+        other = replace(layout, is_split=not layout.is_split)
+        chunk = a[: layout.chunk_bytes]
+        ours, theirs = (
+            _engine.encoded_bytes(how.to_engine(a.nbytes), chunk)
+            for how in (layout, other)
+        )
+        assert ours < theirs
+        is_split[name] = layout.is_split
+    assert is_split == {"steps": False, "text": True}
+    lm.save(tmp_path / "a.lzm", arrays, codec="lz4")
+    with lm.open(tmp_path / "a.lzm") as store:
+        for name, a in arrays.items():
+            assert_same(store[name], a)
 
 
 def test_positional_mapping_and_keywords_mix(tmp_path: Path) -> None:
