@@ -170,8 +170,10 @@ static int fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
     uint8_t *bytes = NULL;
     int rc =
         lm__object_decode(r->object, chunk_idx, scratch, &bytes, &stored_bytes, err);
+    lm__pause("install");
     if (rc >= 0)
         rc = install(r, chunk_idx, bytes, err);
+    lm__pause("publish");
     if (rc < 0) {
         err->tag = r->object->spec.tag;
         err->chunk_idx = chunk_idx;

@@ -55,6 +55,21 @@ int lm__thread_start(const struct lm__thread *thread);
 /* Let libc and the system have a stack ready for the next thread. */
 void lm__thread_warm(void);
 
+/* Pause points: places where a test may hold a thread to force a race.  The hook is called
+ * with the name of the point; builds without LM_CHECKS have neither. */
+#ifdef LM_CHECKS
+typedef void (*lm__pause_fn)(const char *point);
+extern _Atomic(lm__pause_fn) lm__pause_hook;
+static inline void lm__pause(const char *point)
+{
+    lm__pause_fn hook = lm_load_acquire(&lm__pause_hook);
+    if (hook)
+        hook(point);
+}
+#else
+#define lm__pause(point) ((void)0)
+#endif
+
 /* ---- io.c ----------------------------------------------------------------------------- */
 
 int lm__io_open(const char *path, int flags, unsigned mode); /* the fd, or -errno */
@@ -298,6 +313,10 @@ enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes);
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes);
 void lm__uffd_wake(uintptr_t addr, size_t bytes);
 void lm__uffd_stats(struct lm_pager_stats *out);
+#ifdef LM_CHECKS
+/* For tests: let the next start ask for these features too. */
+void lm__uffd_ask_for(uint64_t features);
+#endif
 
 /* ---- failure.c ----------------------------------------------------------------------------------- */
 

@@ -11,6 +11,10 @@
 #define STACK_BYTES (512 << 10) /* the codecs keep their tables on the heap */
 #define CORES_MAX   64
 
+#ifdef LM_CHECKS
+_Atomic(lm__pause_fn) lm__pause_hook;
+#endif
+
 size_t lm__page_bytes(void)
 {
     static _Atomic size_t page_bytes;

@@ -158,13 +158,22 @@ static uint64_t unmasked_features(uint64_t features)
     return features;
 }
 
+static _Atomic uint64_t g_features_wanted = UFFD_FEATURE_THREAD_ID;
+
+#ifdef LM_CHECKS
+void lm__uffd_ask_for(uint64_t features)
+{
+    lm_store_relaxed(&g_features_wanted, UFFD_FEATURE_THREAD_ID | features);
+}
+#endif
+
 static int uffd_open(struct lm_uffd_info *info)
 {
     /* A descriptor shakes hands once, and asking for an unknown feature ends it. */
     for (int attempt = 0; attempt < 2; attempt++) {
         struct uffdio_api api = {.api = UFFD_API};
         if (attempt == 0)
-            api.features = unmasked_features(UFFD_FEATURE_THREAD_ID);
+            api.features = unmasked_features(lm_load_relaxed(&g_features_wanted));
         int uffd = open_ladder(info);
         if (uffd < 0)
             return LM_E_NO_UFFD;

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * EAGAIN with nothing done: the address space is changing, and the event that says so has
+ * not been read.  Is the install tried again until it has been, and not for ever?
+ *
+ * The engine asks for no such events.  Here it does, so that madvise(MADV_DONTNEED) waits
+ * for its event to be read, and the kernel refuses installs all that time.
+ */
+#define _GNU_SOURCE
+#include "pause.h"
+#include "uffd.h"
+
+static size_t g_page;
+static uint8_t *g_to, *g_from;
+
+static void *give_back(void *addr)
+{
+    CHECK_EQ(madvise(addr, g_page, MADV_DONTNEED), 0);
+    return NULL;
+}
+
+static void *copy(void *unused)
+{
+    (void)unused;
+    return (void *)(uintptr_t)lm__uffd_copy((uintptr_t)g_to, g_from, 2 * g_page);
+}
+
+static void *zero(void *unused)
+{
+    (void)unused;
+    return (void *)(uintptr_t)lm__uffd_zero((uintptr_t)g_to, 2 * g_page);
+}
+
+/* Read the one event that waits, behind the engine's back. */
+static void read_event(unsigned wanted)
+{
+    struct uffd_msg msg;
+    CHECK_EQ(read(test_uffd_of_engine(), &msg, sizeof msg), sizeof msg);
+    CHECK_EQ(msg.event, wanted);
+}
+
+static pthread_t change_begin(void)
+{
+    pthread_t changer = test_thread(give_back, g_to + 4 * g_page);
+    AWAIT(lm__uffd_has_events());
+    return changer;
+}
+
+static void change_end(pthread_t changer)
+{
+    read_event(UFFD_EVENT_REMOVE);
+    pthread_join(changer, NULL);
+}
+
+static void goes_on_when_the_change_is_over(void *(*run)(void *), uint8_t wanted)
+{
+    struct lm_pager_stats since, now;
+    void *verdict;
+    test_answers(&since);
+    pthread_t changer = change_begin();
+    pthread_t installer = test_thread(run, NULL);
+    do
+        lm_pager_stats(&now);
+    while (now.eagain < since.eagain + 2); /* refused, and refused again */
+    CHECK(!test_is_present(g_to));
+    change_end(changer);
+    pthread_join(installer, &verdict);
+    CHECK_EQ((uintptr_t)verdict, LM_INSTALLED);
+    CHECK_EQ(g_to[0], wanted);
+    lm_pager_stats(&now);
+    CHECK_EQ(now.eexist - since.eexist + now.eagain_partial - since.eagain_partial, 0);
+    CHECK_EQ(now.refused, since.refused);
+}
+
+/* mmap-changing of the kernel's selftests, for the two requests that the engine makes. */
+static void test_mmap_changing_copy(void) { goes_on_when_the_change_is_over(copy, 11); }
+
+static void test_mmap_changing_zeropage(void)
+{
+    goes_on_when_the_change_is_over(zero, 0);
+}
+
+static void test_change_without_end_is_given_up(void)
+{
+    struct lm_pager_stats since, d;
+    test_answers(&since);
+    pthread_t changer = change_begin();
+    CHECK_EQ(lm__uffd_copy((uintptr_t)g_to, g_from, g_page), LM_REFUSED);
+    CHECK(!test_is_present(g_to));
+    d = test_answers(&since);
+    CHECK(d.eagain > 100);
+    CHECK_EQ(d.copies, d.eagain);
+    CHECK_EQ(d.eexist + d.eagain_partial + d.enoent, 0);
+    change_end(changer);
+    CHECK_EQ(lm__uffd_copy((uintptr_t)g_to, g_from, g_page), LM_INSTALLED);
+}
+
+static void with_fresh_pages(void (*test)(void))
+{
+    g_to = test_pages_registered(8);
+    test();
+    /* Here, too, somebody has to read: that it is gone. */
+    test_uffd_unregister(test_uffd_of_engine(), g_to, 8 * g_page);
+    test_pages_free(g_to, 8);
+}
+
+static int without_handlers(void *unused)
+{
+    (void)unused;
+    if (test_uffd_start(UFFD_FEATURE_EVENT_REMOVE) != 0)
+        return TEST_SKIP;
+    g_from = test_source(8, 11);
+    with_fresh_pages(test_mmap_changing_copy);
+    with_fresh_pages(test_mmap_changing_zeropage);
+    with_fresh_pages(test_change_without_end_is_given_up);
+    return TEST_OK;
+}
+
+/* ---- through a region: the handlers read the events and pay them no heed ----------------- */
+
+static struct test_store g_store;
+
+static int with_handlers(void *unused)
+{
+    struct test_toucher toucher;
+    struct lm_pager_stats since, now;
+    lm_region *region;
+    (void)unused;
+    if (lm__cores() < 2)
+        return TEST_OK;
+    lm__uffd_ask_for(UFFD_FEATURE_EVENT_REMOVE);
+    if (test_region_open(&g_store, &region) != 0)
+        return TEST_SKIP;
+    uint8_t *served = lm_region_addr(region);
+    uint8_t *last_page = served + region->bytes - g_page;
+    CHECK_EQ(served[0], g_store.data[0]);
+    AWAIT((lm_pager_stats(&now), now.handlers >= 2)); /* one reads, one fills */
+    test_answers(&since);
+    for (uint64_t c = 1; c < g_store.object->chunks - 1; c++) {
+        uint64_t at = c << g_store.object->chunk_shift;
+        test_hold("install");
+        test_touch_start(&toucher, served + at);
+        test_await_held();
+        pthread_t changer = test_thread(give_back, last_page);
+        test_let_go();
+        test_touch_end(&toucher);
+        pthread_join(changer, NULL);
+        CHECK_EQ(toucher.got, g_store.data[at]);
+        CHECK(!toucher.has_error);
+    }
+    CHECK(test_same(served, g_store.data, g_store.enc.object_bytes));
+    CHECK_EQ(test_failures(region), 0);
+    lm_pager_stats(&now);
+    CHECK_EQ(now.refused + now.enoent, since.refused + since.enoent);
+    lm_region_close(region);
+    return TEST_OK;
+}
+
+int main(void)
+{
+    g_page = lm__page_bytes();
+    struct lm_encoding enc = {.object_bytes = 64 * 4 * g_page,
+                              .chunk_bytes = (uint32_t)(4 * g_page)};
+    int rc = test_in_child(without_handlers, NULL);
+    if (rc != TEST_OK)
+        return rc;
+    if (test_store_make(&g_store, enc, 22) != 0)
+        return TEST_SKIP;
+    CHECK_EQ(test_in_child(with_handlers, NULL), 0);
+    test_store_close(&g_store);
+    return TEST_OK;
+}
