@@ -135,7 +135,10 @@ static void abandon(lm_region *r, uint64_t chunk_idx)
     wake(r, chunk_idx);
 }
 
-/* Decoded bytes (NULL: zeros) into the region's memory. */
+enum { DROPPED = 1 };
+
+/* Decoded bytes (NULL: zeros) into the region's memory.  0, DROPPED if nobody is left who
+ * could want them, or an error. */
 static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes,
                    struct lm_error *err)
 {
@@ -153,8 +156,8 @@ static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes,
         answer = bytes ? lm__uffd_copy(addr, bytes, span) : lm__uffd_zero(addr, span);
     }
     switch (answer) {
-    case LM_INSTALLED:
-    case LM_EXITING: return 0;
+    case LM_INSTALLED: return 0;
+    case LM_EXITING: return DROPPED;
     case LM_NO_MEMORY: return lm__fail(err, lm__error(-ENOMEM, "memory for the chunk"));
     case LM_VANISHED:
     case LM_REFUSED: break;
@@ -178,6 +181,10 @@ static int fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
         err->tag = r->object->spec.tag;
         err->chunk_idx = chunk_idx;
         return rc;
+    }
+    if (rc == DROPPED) {
+        abandon(r, chunk_idx);
+        return 0;
     }
     lm_add_relaxed(&r->fills, 1);
     lm_add_relaxed(&r->zero_fills, (uint64_t)!bytes);
