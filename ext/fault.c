@@ -160,6 +160,9 @@ static int install(lm_region *r, uint64_t chunk_idx, uint8_t *bytes,
     case LM_EXITING: return DROPPED;
     case LM_NO_MEMORY: return lm__fail(err, lm__error(-ENOMEM, "memory for the chunk"));
     case LM_VANISHED:
+        if (lm_load_seq_cst(&r->released))
+            return lm__fail(err, lm__error(LM_E_CLOSED, "array"));
+        break;
     case LM_REFUSED: break;
     }
     return lm__fail(err, lm__error(LM_E_LOST_MAPPING, "mapping"));
@@ -435,6 +438,8 @@ static int try_prefetch(lm_region *r, uint64_t chunk_idx, struct lm__scratch *sc
     /* A release that came before the claim is seen here, a later one by publish. */
     if (lm_load_seq_cst(&r->released) || (*rc = fill(r, chunk_idx, scratch, err)) < 0)
         abandon(r, chunk_idx);
+    if (*rc == LM_E_CLOSED)
+        *rc = 0;
     return 1;
 }
 
