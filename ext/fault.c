@@ -219,13 +219,37 @@ static unsigned report_to_all(lm_region *r, uint64_t chunk_idx, int32_t tid,
     return fewest;
 }
 
-static void serve_ones(uintptr_t addr, size_t span)
+static const uint8_t ONES[65536] = {[0 ... 65535] = 0xFF};
+
+struct span {
+    uintptr_t addr;
+    size_t bytes;
+};
+
+/* 1: all pages of the span are there.  0: some are not, and may be somebody else's. */
+static int serve_ones(struct span span)
 {
-    static const uint8_t ones[65536] = {[0 ... 65535] = 0xFF};
-    for (size_t done = 0; done < span; done += sizeof ones) {
-        size_t bytes = span - done < sizeof ones ? span - done : sizeof ones;
-        lm__uffd_copy(addr + done, ones, bytes);
+    int are_there = 1;
+    for (size_t done = 0; done < span.bytes; done += sizeof ONES) {
+        size_t left = span.bytes - done;
+        are_there &=
+            lm__uffd_copy(span.addr + done, ONES,
+                          left < sizeof ONES ? left : sizeof ONES) == LM_INSTALLED;
     }
+    return are_there;
+}
+
+/* Give false bytes back.  The kernel finds a page there only if it is still ours. */
+static void take_back(struct span span, int are_there)
+{
+    size_t page_bytes = lm__page_bytes();
+    if (are_there) {
+        madvise((void *)span.addr, span.bytes, MADV_DONTNEED);
+        return;
+    }
+    for (uintptr_t page = span.addr; page < span.addr + span.bytes; page += page_bytes)
+        if (lm__uffd_copy(page, ONES, page_bytes) == LM_INSTALLED)
+            madvise((void *)page, page_bytes, MADV_DONTNEED);
 }
 
 /* How often the page has failed, as far as is remembered, before now. */
@@ -253,11 +277,6 @@ static void linger(unsigned times, uint64_t took_ns)
     struct timespec pause = {.tv_nsec = (long)ns};
     nanosleep(&pause, NULL);
 }
-
-struct span {
-    uintptr_t addr;
-    size_t bytes;
-};
 
 /* The pages to fill with 0xFF; none that holds what the application has written. */
 static struct span false_span(const lm_region *r, uint64_t chunk_idx, uintptr_t page,
@@ -305,13 +324,13 @@ static void serve_failure(lm_region *r, uint64_t chunk_idx,
     lm__region_keep_error(r, cause);
     unsigned repeats = report_to_all(r, chunk_idx, fault->tid ? fault->tid : -1, cause);
     struct span ones = false_span(r, chunk_idx, page, from, repeats, times);
-    serve_ones(ones.addr, ones.bytes);
+    int are_there = serve_ones(ones);
     await_readers();
     report_to_all(r, chunk_idx, waiter_take(r, chunk_idx, 0), cause);
     lm__uffd_wake(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 
     linger(times, took_ns);
-    madvise((void *)ones.addr, ones.bytes, MADV_DONTNEED);
+    take_back(ones, are_there);
     lm_add_seq_cst(&r->failures_over, 1);
 }
 

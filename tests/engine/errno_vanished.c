@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * ENOENT: the destination was unmapped, unregistered, replaced, or ends too early.  Does a
  * living region say so in the thread that touched it, does a released one keep to the error
- * that it gives anyway?
+ * that it gives anyway, and is memory that meanwhile is somebody else's left alone?
  */
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -169,6 +169,9 @@ static int lost_under_a_toucher(void *arg)
     CHECK_EQ(stats.failures, 1);
     CHECK_EQ(stats.fills, 0);
     CHECK_EQ(stats.chunks_resident, 0);
+    /* Not even what is taken back after a failure is taken from somebody else. */
+    for (size_t i = 0; i < CHUNK_PAGES * g_page && loss->way->lose == replace; i++)
+        CHECK_EQ(chunk[i], FOREIGN);
     if (!loss->is_released) /* the other chunks are as good as ever */
         CHECK(test_same(lm_region_addr(region), g_store.data, CHUNK_PAGES * g_page));
     return TEST_OK;
