@@ -7,6 +7,8 @@
  *   EEXIST                            somebody was faster, page by page: go on after it
  *   EAGAIN, some bytes done           a later page is present: go on after what was done
  *   EAGAIN, nothing done              the address space is changing: try again, bounded
+ *   ENOENT for more than a page       perhaps no single mapping has it all (mlock, mprotect
+ *                                     and madvise of a part divide one): try halves
  *   ENOENT                            VANISHED: unmapped, unregistered, or our own overrun
  *   ESRCH (old kernels ENOSPC)        EXITING: the process is going away
  *   ENOMEM                            NO_MEMORY
@@ -279,30 +281,31 @@ struct range_left {
     size_t bytes;
 };
 
-/* One ioctl.  Returns 0 or an errno; *done is the bytes installed in either case. */
-static int install_once(const struct range_left *left, size_t *done)
+/* One ioctl, for at most `bytes_max`.  Returns 0 or an errno; *done is the bytes installed in
+ * either case. */
+static int install_once(const struct range_left *left, size_t bytes_max, size_t *done)
 {
+    size_t bytes = left->bytes < bytes_max ? left->bytes : bytes_max;
     int uffd = lm_load_acquire(&g_uffd);
     int rc, error = lm__injected(LM_INJECT_UFFD_COPY);
-    int64_t bytes;
+    int64_t installed;
     *done = 0;
     if (error)
         return error;
     if (left->src) {
-        struct uffdio_copy arg = {left->addr, (uintptr_t)left->src, left->bytes,
+        struct uffdio_copy arg = {left->addr, (uintptr_t)left->src, bytes,
                                   UFFDIO_MODE_DONTWAKE, 0};
         lm_add_relaxed(&g_stats.copies, 1);
         rc = ioctl(uffd, UFFDIO_COPY, &arg);
-        bytes = arg.copy;
+        installed = arg.copy;
     } else {
-        struct uffdio_zeropage arg = {
-            {left->addr, left->bytes}, UFFDIO_MODE_DONTWAKE, 0};
+        struct uffdio_zeropage arg = {{left->addr, bytes}, UFFDIO_MODE_DONTWAKE, 0};
         lm_add_relaxed(&g_stats.zeropages, 1);
         rc = ioctl(uffd, UFFDIO_ZEROPAGE, &arg);
-        bytes = arg.zeropage;
+        installed = arg.zeropage;
     }
     error = rc < 0 ? errno : 0;
-    *done = bytes > 0 ? (size_t)bytes : 0;
+    *done = installed > 0 ? (size_t)installed : 0;
     return error;
 }
 
@@ -314,11 +317,19 @@ static void advance(struct range_left *left, size_t bytes)
         left->src += bytes;
 }
 
+/* Half of what was asked for, in whole pages; 0 if that was one page. */
+static size_t half(const struct range_left *left, size_t asked)
+{
+    size_t bytes = left->bytes < asked ? left->bytes : asked;
+    return lm__round_down(bytes / 2, lm__page_bytes());
+}
+
 static enum lm__install install(struct range_left left)
 {
+    size_t at_once = left.bytes; /* unless the kernel wants it in pieces */
     for (int retries = 0; left.bytes > 0;) {
         size_t done;
-        int error = install_once(&left, &done);
+        int error = install_once(&left, at_once, &done);
         lm_assert(done <= left.bytes);
         advance(&left, done);
         switch (error) {
@@ -338,7 +349,12 @@ static enum lm__install install(struct range_left left)
                 nanosleep(&pause, NULL);
             }
             break;
-        case ENOENT: lm_add_relaxed(&g_stats.enoent, 1); return LM_VANISHED;
+        case ENOENT:
+            lm_add_relaxed(&g_stats.enoent, 1);
+            at_once = half(&left, at_once);
+            if (at_once == 0)
+                return LM_VANISHED;
+            break;
         case ESRCH:
         case ENOSPC: return LM_EXITING;
         case ENOMEM: lm_add_relaxed(&g_stats.enomem, 1); return LM_NO_MEMORY;
