@@ -116,8 +116,7 @@ static uintptr_t chunk_addr(const lm_region *r, uint64_t chunk_idx)
 
 static void drop_pages(const lm_region *r, uint64_t chunk_idx)
 {
-    madvise((void *)chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx),
-            MADV_DONTNEED);
+    lm__pages_drop(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 }
 
 /* Wake all who wait for a chunk that is no longer FILLING. */
@@ -244,12 +243,12 @@ static void take_back(struct span span, int are_there)
 {
     size_t page_bytes = lm__page_bytes();
     if (are_there) {
-        madvise((void *)span.addr, span.bytes, MADV_DONTNEED);
+        lm__pages_drop(span.addr, span.bytes);
         return;
     }
     for (uintptr_t page = span.addr; page < span.addr + span.bytes; page += page_bytes)
         if (lm__uffd_copy(page, ONES, page_bytes) == LM_INSTALLED)
-            madvise((void *)page, page_bytes, MADV_DONTNEED);
+            lm__pages_drop(page, page_bytes);
 }
 
 /* How often the page has failed, as far as is remembered, before now. */

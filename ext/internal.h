@@ -45,6 +45,8 @@ int lm__fail(struct lm_error *err, struct lm_error cause);
 /* ---- os.c -------------------------------------------------------------------------- */
 
 size_t lm__page_bytes(void);
+/* Give pages back to the system, locked ones too.  The range stays mapped. */
+void lm__pages_drop(uintptr_t addr, size_t bytes);
 unsigned lm__cores(void); /* that this process may use */
 struct lm__thread {
     void (*run)(void);

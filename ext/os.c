@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <sched.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -24,6 +25,19 @@ size_t lm__page_bytes(void)
         lm_store_relaxed(&page_bytes, bytes);
     }
     return bytes;
+}
+
+#ifndef MADV_DONTNEED_LOCKED /* since Linux 5.18 */
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
+void lm__pages_drop(uintptr_t addr, size_t bytes)
+{
+    if (madvise((void *)addr, bytes, MADV_DONTNEED) == 0 ||
+        madvise((void *)addr, bytes, MADV_DONTNEED_LOCKED) == 0)
+        return;
+    munlock((void *)addr, bytes);
+    madvise((void *)addr, bytes, MADV_DONTNEED);
 }
 
 unsigned lm__cores(void)

@@ -164,7 +164,7 @@ static void slot_take_locked(struct lm__arena *a, lm_region *r)
     a->regions[r->slot_idx] = r;
     g_region_count++;
     if (a->served_dangling)
-        madvise((void *)r->addr, r->bytes, MADV_DONTNEED);
+        lm__pages_drop(r->addr, r->bytes);
 }
 
 static int slot_take(lm_region *r)
@@ -197,7 +197,7 @@ static void slot_give_back(lm_region *r)
     struct lm__arena *a = r->arena;
     int is_own = a->slots == 1;
     if (!is_own)
-        madvise((void *)r->addr, r->bytes, MADV_DONTNEED);
+        lm__pages_drop(r->addr, r->bytes);
     pthread_mutex_lock(&g_map_lock);
     a->regions[r->slot_idx] = NULL;
     a->free_slots[a->free_count++] = (uint32_t)r->slot_idx;
@@ -337,7 +337,7 @@ void lm_region_release(lm_region *r)
     /* A fill that ends after this finds another generation and takes its pages back; one
      * that ended before is swept here. */
     lm__chunks_forget_all(&r->chunks);
-    madvise((void *)r->addr, r->bytes, MADV_DONTNEED);
+    lm__pages_drop(r->addr, r->bytes);
 }
 
 /* ---- what it looks like from outside -------------------------------------------------------------------- */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Is a region right in a process that locks its memory, all of it or a part, before or after?
- * Locking fills new mappings with zeros before anybody else can, and makes two mappings of
- * one.
+ * Locking fills new mappings with zeros before anybody else can, makes two mappings of one,
+ * and keeps pages that are to be dropped.
  */
 #define _GNU_SOURCE
 #include "test.h"
@@ -67,6 +67,65 @@ static void test_chunk_across_mappings(int (*split)(uint8_t *addr, size_t bytes)
         }
 }
 
+/* The false bytes of a failed fill do not stay because the page is locked. */
+static void test_failed_fill_of_locked_memory_heals(void)
+{
+    struct lm_error err;
+    lm_region *region;
+    CHECK_EQ(test_region_open(&g_store, &region), 0);
+    uint8_t *served = lm_region_addr(region);
+    CHECK_EQ(*(volatile uint8_t *)served, g_store.data[0]); /* reads the index */
+    CHECK_EQ(mlock(served, region->bytes), 0);
+    CHECK_EQ(madvise(served, region->bytes, 24 /* MADV_DONTNEED_LOCKED */), 0);
+    lm_inject(LM_INJECT_READ, 0, -1, ENXIO);
+    CHECK_EQ(((volatile uint8_t *)served)[5], 0xFF);
+    CHECK_EQ(lm_failure_take(test_tid(), &err), 1);
+    CHECK_EQ(err.code, -ENXIO);
+    lm_region_settle(region);
+    lm_inject(LM_INJECT_READ, 0, 0, 0);
+    CHECK(test_same(served, g_store.data, CHUNKS * CHUNK_PAGES * g_page));
+    lm_region_close(region);
+    test_regions_gone();
+}
+
+static void test_released_memory_goes_although_locked(void)
+{
+    struct lm_error err;
+    unsigned char present[CHUNKS * CHUNK_PAGES];
+    lm_region *region;
+    CHECK_EQ(test_region_open(&g_store, &region), 0);
+    uint8_t *served = lm_region_addr(region);
+    CHECK_EQ(mlock(served, region->bytes), 0);
+    lm_region_release(region);
+    CHECK_EQ(mincore(served, region->bytes, present), 0);
+    for (int i = 0; i < CHUNKS * CHUNK_PAGES; i++)
+        CHECK(!(present[i] & 1));
+    CHECK_EQ(*(volatile uint8_t *)served, 0xFF);
+    CHECK_EQ(lm_failure_take(test_tid(), &err), 1);
+    CHECK_EQ(err.code, LM_E_CLOSED);
+    lm_region_close(region);
+    test_regions_gone();
+}
+
+/* Nobody unlocks what is merely closed. */
+static void test_next_region_in_locked_memory_sees_its_own_bytes(void)
+{
+    struct test_store other;
+    lm_region *region;
+    CHECK_EQ(test_store_make(&other, g_store.enc, 77), 0);
+    CHECK_EQ(test_region_open(&g_store, &region), 0);
+    void *addr = lm_region_addr(region);
+    CHECK_EQ(mlock(addr, region->bytes), 0);
+    lm_region_close(region);
+    test_regions_gone();
+    CHECK_EQ(test_region_open(&other, &region), 0);
+    CHECK(lm_region_addr(region) == addr); /* the slot freed last */
+    CHECK(test_same(addr, other.data, other.enc.object_bytes));
+    lm_region_close(region);
+    test_regions_gone();
+    test_store_close(&other);
+}
+
 int main(void)
 {
     g_page = lm__page_bytes();
@@ -79,6 +138,9 @@ int main(void)
     test_chunk_across_mappings(lock);
     test_chunk_across_mappings(protect);
     test_chunk_across_mappings(keep_from_children);
+    test_failed_fill_of_locked_memory_heals();
+    test_released_memory_goes_although_locked();
+    test_next_region_in_locked_memory_sees_its_own_bytes();
     test_store_close(&g_store);
     return TEST_OK;
 }
