@@ -347,16 +347,6 @@ static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *
 
 /* ---- entry points ---------------------------------------------------------------------------------------- */
 
-/* A chunk can be CLEAN with a page missing (C2), and an event can be older than the fill
- * that has served it.  Only the kernel can tell them apart. */
-static int page_is_present(uintptr_t addr)
-{
-    unsigned char present = 0;
-    size_t page_bytes = lm__page_bytes();
-    mincore((void *)lm__round_down(addr, page_bytes), page_bytes, &present);
-    return present & 1;
-}
-
 static void serve_claimed(lm_region *r, uint64_t chunk_idx,
                           const struct lm__fault *fault, enum lm__chunk_state from,
                           struct lm__scratch *scratch)
@@ -400,7 +390,9 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
                 return; /* who fills it now, or has taken us off the table, wakes us */
             continue;
         }
-        if (state == LM_CHUNK_CLEAN && page_is_present(fault->addr)) {
+        /* A chunk can be CLEAN with a page missing (C2), and an event can be older than the
+         * fill that has served it.  Only the kernel can tell them apart. */
+        if (state == LM_CHUNK_CLEAN && lm__page_is_present(fault->addr)) {
             lm__uffd_wake(lm__round_down(fault->addr, lm__page_bytes()),
                           lm__page_bytes());
             return;

@@ -47,6 +47,8 @@ int lm__fail(struct lm_error *err, struct lm_error cause);
 size_t lm__page_bytes(void);
 /* Give pages back to the system, locked ones too.  The range stays mapped. */
 void lm__pages_drop(uintptr_t addr, size_t bytes);
+/* 1 if the page tables have the page of `addr`, or it is in the swap cache. */
+int lm__page_is_present(uintptr_t addr);
 unsigned lm__cores(void); /* that this process may use */
 struct lm__thread {
     void (*run)(void);
@@ -312,6 +314,10 @@ int lm__uffd_has_events(void);
 /* Install pages.  Pages already there stay.  Nobody is woken: that is for when the books are
  * in order. */
 enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes);
+/* The same for private hugetlb memory, of which `addr` and `bytes` are whole pages.  The
+ * kernel has no zeropage for it. */
+enum lm__install lm__uffd_copy_huge(uintptr_t addr, const void *src, size_t bytes,
+                                    unsigned page_shift);
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes);
 void lm__uffd_wake(uintptr_t addr, size_t bytes);
 void lm__uffd_stats(struct lm_pager_stats *out);

@@ -40,6 +40,14 @@ void lm__pages_drop(uintptr_t addr, size_t bytes)
     madvise((void *)addr, bytes, MADV_DONTNEED);
 }
 
+int lm__page_is_present(uintptr_t addr)
+{
+    unsigned char present = 0;
+    size_t page_bytes = lm__page_bytes();
+    mincore((void *)lm__round_down(addr, page_bytes), page_bytes, &present);
+    return present & 1;
+}
+
 unsigned lm__cores(void)
 {
     cpu_set_t cpus;

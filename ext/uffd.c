@@ -5,6 +5,8 @@
  *   0                                 INSTALLED.  Proves nothing about whose memory it is: the
  *                                     caller holds a region, so the range can't be reused
  *   EEXIST                            somebody was faster, page by page: go on after it
+ *   EEXIST, hugetlb, page not there   NO_MEMORY: an exhausted pool says the same, and would for
+ *                                     ever
  *   EAGAIN, some bytes done           a later page is present: go on after what was done
  *   EAGAIN, nothing done              the address space is changing: try again, bounded
  *   ENOENT for more than a page       perhaps no single mapping has it all (mlock, mprotect
@@ -279,6 +281,8 @@ struct range_left {
     uintptr_t addr;
     const char *src; /* NULL: zero pages */
     size_t bytes;
+    size_t page_bytes;
+    int is_hugetlb;
 };
 
 /* One ioctl, for at most `bytes_max`.  Returns 0 or an errno; *done is the bytes installed in
@@ -321,7 +325,7 @@ static void advance(struct range_left *left, size_t bytes)
 static size_t half(const struct range_left *left, size_t asked)
 {
     size_t bytes = left->bytes < asked ? left->bytes : asked;
-    return lm__round_down(bytes / 2, lm__page_bytes());
+    return lm__round_down(bytes / 2, left->page_bytes);
 }
 
 static enum lm__install install(struct range_left left)
@@ -335,8 +339,12 @@ static enum lm__install install(struct range_left left)
         switch (error) {
         case 0: break;
         case EEXIST:
+            if (left.is_hugetlb && !lm__page_is_present(left.addr)) {
+                lm_add_relaxed(&g_stats.enomem, 1);
+                return LM_NO_MEMORY;
+            }
             lm_add_relaxed(&g_stats.eexist, 1);
-            advance(&left, lm__page_bytes());
+            advance(&left, left.page_bytes);
             break;
         case EAGAIN:
             if (done > 0) {
@@ -366,12 +374,18 @@ static enum lm__install install(struct range_left left)
 
 enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes)
 {
-    return install((struct range_left){addr, src, bytes});
+    return install((struct range_left){addr, src, bytes, lm__page_bytes(), 0});
+}
+
+enum lm__install lm__uffd_copy_huge(uintptr_t addr, const void *src, size_t bytes,
+                                    unsigned page_shift)
+{
+    return install((struct range_left){addr, src, bytes, (size_t)1 << page_shift, 1});
 }
 
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes)
 {
-    return install((struct range_left){addr, NULL, bytes});
+    return install((struct range_left){addr, NULL, bytes, lm__page_bytes(), 0});
 }
 
 void lm__uffd_stats(struct lm_pager_stats *out)
