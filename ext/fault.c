@@ -38,13 +38,15 @@
 #define TOOK_NS_MAX          100000000u /* lm_region_settle() waits for that, too */
 #define NO_MEMORY_RETRIES    5
 
-/* ---- threads that wait for a chunk which another thread's fault is filling ------------------------ */
+/* ---- threads that wait -------------------------------------------------------------------------- */
 
 #define WAITERS_MAX          256 /* beyond, handlers wait for room */
 
+/* A thread that is asleep in a fault.  Entered as soon as the event has been read, so that a
+ * fill which ends meanwhile, and wakes the thread, knows whom it has woken.  Whoever takes a
+ * waiter off the table sees to it that the thread is woken. */
 struct waiter {
-    const lm_region *region;
-    uint64_t chunk_idx;
+    uintptr_t page;
     int32_t tid;
 };
 
@@ -52,39 +54,60 @@ static pthread_mutex_t g_waiters_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct waiter g_waiters[WAITERS_MAX]; /* under g_waiters_lock */
 static _Atomic size_t g_waiter_count;        /* written under it */
 
+static struct waiter waiter_of(const struct lm__fault *fault)
+{
+    return (struct waiter){lm__round_down(fault->addr, lm__page_bytes()), fault->tid};
+}
+
 /* 0: there is no room. */
-static int waiter_add(const lm_region *r, uint64_t chunk_idx, int32_t tid)
+static int waiter_add(struct waiter w)
 {
     pthread_mutex_lock(&g_waiters_lock);
     size_t n = lm_load_relaxed(&g_waiter_count);
     int has_room = n < WAITERS_MAX;
     if (has_room) {
-        g_waiters[n] = (struct waiter){r, chunk_idx, tid};
+        g_waiters[n] = w;
         lm_store_seq_cst(&g_waiter_count, n + 1);
     }
     pthread_mutex_unlock(&g_waiters_lock);
     return has_room;
 }
 
-/* Take one waiter of the chunk off the table; with tid != 0, that one.  Its tid, or 0. */
-static int32_t waiter_take(const lm_region *r, uint64_t chunk_idx, int32_t tid)
+static void waiter_remove_locked(size_t i)
 {
-    int32_t taken = 0;
+    size_t left = lm_load_relaxed(&g_waiter_count) - 1;
+    g_waiters[i] = g_waiters[left];
+    lm_store_seq_cst(&g_waiter_count, left);
+}
+
+/* 0: somebody else has taken it. */
+static int waiter_take(struct waiter w)
+{
+    int is_there = 0;
+    pthread_mutex_lock(&g_waiters_lock);
+    for (size_t i = 0; i < lm_load_relaxed(&g_waiter_count) && !is_there; i++) {
+        is_there = g_waiters[i].page == w.page && g_waiters[i].tid == w.tid;
+        if (is_there)
+            waiter_remove_locked(i);
+    }
+    pthread_mutex_unlock(&g_waiters_lock);
+    return is_there;
+}
+
+/* Take any waiter for [addr, addr + bytes).  Its tid (-1 where it is not known), or 0. */
+static int32_t waiter_take_in(uintptr_t addr, size_t bytes)
+{
+    int32_t tid = 0;
     if (lm_load_seq_cst(&g_waiter_count) == 0)
         return 0;
     pthread_mutex_lock(&g_waiters_lock);
-    size_t n = lm_load_relaxed(&g_waiter_count);
-    for (size_t i = 0; i < n && !taken; i++) {
-        const struct waiter *w = &g_waiters[i];
-        if (w->region == r && w->chunk_idx == chunk_idx &&
-            (tid == 0 || w->tid == tid)) {
-            taken = w->tid ? w->tid : -1;
-            g_waiters[i] = g_waiters[n - 1];
-            lm_store_seq_cst(&g_waiter_count, n - 1);
+    for (size_t i = 0; i < lm_load_relaxed(&g_waiter_count) && tid == 0; i++)
+        if (g_waiters[i].page - addr < bytes) {
+            tid = g_waiters[i].tid ? g_waiters[i].tid : -1;
+            waiter_remove_locked(i);
         }
-    }
     pthread_mutex_unlock(&g_waiters_lock);
-    return taken;
+    return tid;
 }
 
 /* ---- the gate between fills and fork ------------------------------------------------------ */
@@ -95,16 +118,26 @@ static pthread_rwlock_t g_fills = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER
 static void fill_gate_enter(void) { pthread_rwlock_rdlock(&g_fills); }
 static void fill_gate_leave(void) { pthread_rwlock_unlock(&g_fills); }
 
-void lm__fault_fork_prepare(void) { pthread_rwlock_wrlock(&g_fills); }
-void lm__fault_fork_done(void) { pthread_rwlock_unlock(&g_fills); }
+void lm__fault_fork_prepare(void)
+{
+    pthread_rwlock_wrlock(&g_fills);
+    pthread_mutex_lock(&g_waiters_lock); /* handlers enter waiters before the gate */
+}
 
-/* The threads that had entered, or were waiting to, are gone. */
+void lm__fault_fork_done(void)
+{
+    pthread_mutex_unlock(&g_waiters_lock);
+    pthread_rwlock_unlock(&g_fills);
+}
+
+/* The threads that had entered, or were waiting to, are gone, and so are those that wait. */
 void lm__fault_fork_child(void)
 {
     static const pthread_rwlock_t fresh =
         PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
     g_fills = fresh;
     pthread_rwlock_wrlock(&g_fills);
+    lm_store_relaxed(&g_waiter_count, 0);
 }
 
 /* ---- one chunk --------------------------------------------------------------------------------------- */
@@ -119,10 +152,16 @@ static void drop_pages(const lm_region *r, uint64_t chunk_idx)
     lm__pages_drop(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 }
 
+static int32_t take_waiter(const lm_region *r, uint64_t chunk_idx)
+{
+    return waiter_take_in(chunk_addr(r, chunk_idx),
+                          lm__region_chunk_span(r, chunk_idx));
+}
+
 /* Wake all who wait for a chunk that is no longer FILLING. */
 static void wake(const lm_region *r, uint64_t chunk_idx)
 {
-    while (waiter_take(r, chunk_idx, 0) != 0)
+    while (take_waiter(r, chunk_idx) != 0)
         ;
     lm__uffd_wake(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 }
@@ -208,7 +247,7 @@ static unsigned report_to_all(lm_region *r, uint64_t chunk_idx, int32_t tid,
                               const struct lm_error *cause)
 {
     unsigned fewest = UINT_MAX;
-    for (; tid != 0; tid = waiter_take(r, chunk_idx, 0)) {
+    for (; tid != 0; tid = take_waiter(r, chunk_idx)) {
         unsigned repeats = lm__failure_report(tid, cause);
         if (repeats <= ANNOUNCE_TRIES)
             lm__failure_wait_announced(tid, ANNOUNCE_MS);
@@ -325,7 +364,7 @@ static void serve_failure(lm_region *r, uint64_t chunk_idx,
     struct span ones = false_span(r, chunk_idx, page, from, repeats, times);
     int are_there = serve_ones(ones);
     await_readers();
-    report_to_all(r, chunk_idx, waiter_take(r, chunk_idx, 0), cause);
+    report_to_all(r, chunk_idx, take_waiter(r, chunk_idx), cause);
     lm__uffd_wake(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 
     linger(times, took_ns);
@@ -333,12 +372,9 @@ static void serve_failure(lm_region *r, uint64_t chunk_idx,
     lm_add_seq_cst(&r->failures_over, 1);
 }
 
-/* End a fill of a chunk that was claimed in state `from`. */
-static void fail_fill(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
-                      enum lm__chunk_state from, uint64_t began_ns,
-                      const struct lm_error *cause)
+/* Put a chunk that was claimed in state `from` back into it. */
+static void unclaim(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state from)
 {
-    serve_failure(r, chunk_idx, fault, from, began_ns, cause);
     if (from == LM_CHUNK_CLEAN && lm__chunks_publish(&r->chunks, chunk_idx))
         wake(r, chunk_idx); /* its other pages are as good as they were: (C2) */
     else
@@ -359,7 +395,9 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
         return;
     if (scratch->will_block)
         scratch->will_block();
-    fail_fill(r, chunk_idx, fault, from, began_ns, &cause);
+    lm__pause("fill failed");
+    serve_failure(r, chunk_idx, fault, from, began_ns, &cause);
+    unclaim(r, chunk_idx, from);
 }
 
 /* A chunk whose state there is no memory for. */
@@ -376,34 +414,31 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
                          struct lm__scratch *scratch)
 {
     uint64_t chunk_idx = (fault->addr - r->addr) >> r->object->chunk_shift;
-    const struct timespec pause = {.tv_nsec = 100000};
+    struct waiter w = waiter_of(fault);
     lm_add_relaxed(&r->faults, 1);
     for (;;) {
         enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
-        if (state == LM_CHUNK_FILLING) {
-            if (!waiter_add(r, chunk_idx, fault->tid)) {
-                nanosleep(&pause, NULL);
-                continue;
-            }
-            if (lm__chunks_state(&r->chunks, chunk_idx) == LM_CHUNK_FILLING ||
-                waiter_take(r, chunk_idx, fault->tid) == 0)
-                return; /* who fills it now, or has taken us off the table, wakes us */
-            continue;
-        }
+        if (state == LM_CHUNK_FILLING)
+            return; /* who fills it finds the waiter */
         /* A chunk can be CLEAN with a page missing (C2), and an event can be older than the
          * fill that has served it.  Only the kernel can tell them apart. */
         if (state == LM_CHUNK_CLEAN && lm__page_is_present(fault->addr)) {
-            lm__uffd_wake(lm__round_down(fault->addr, lm__page_bytes()),
-                          lm__page_bytes());
+            waiter_take(w);
+            lm__uffd_wake(w.page, lm__page_bytes());
             return;
         }
         int claimed = lm__chunks_claim(&r->chunks, chunk_idx, state);
-        if (claimed > 0)
+        if (claimed == 0)
+            continue;
+        if (!waiter_take(w)) { /* a fill has ended meanwhile, and wakes the thread */
+            if (claimed > 0)
+                unclaim(r, chunk_idx, state);
+        } else if (claimed > 0) {
             serve_claimed(r, chunk_idx, fault, state, scratch);
-        if (claimed < 0)
+        } else {
             serve_unclaimed(r, chunk_idx, fault, claimed);
-        if (claimed != 0)
-            return;
+        }
+        return;
     }
 }
 
@@ -411,6 +446,8 @@ static void serve_dangling(const struct lm__fault *fault)
 {
     struct lm_error cause = lm__error(LM_E_DANGLING, "address");
     cause.found = fault->addr;
+    if (!waiter_take(waiter_of(fault)))
+        return; /* the region's last fill has woken the thread */
     lm__failure_report(fault->tid, &cause);
     lm__failure_wait_announced(fault->tid, ANNOUNCE_MS);
     lm__region_serve_dangling(fault->addr);
@@ -421,7 +458,16 @@ static void serve_dangling(const struct lm__fault *fault)
 
 void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
 {
-    fill_gate_enter();
+    const struct timespec pause = {.tv_nsec = 100000};
+    while (!waiter_add(waiter_of(fault)))
+        nanosleep(&pause, NULL);
+    lm__pause("waiter entered");
+    if (pthread_rwlock_tryrdlock(&g_fills) != 0) {
+        /* A fork waits for the fills under way, and they for events to be read. */
+        if (scratch->will_block)
+            scratch->will_block();
+        fill_gate_enter();
+    }
     lm_region *r = lm__region_find(fault->addr);
     if (r) {
         serve_region(r, fault, scratch);

@@ -12,7 +12,7 @@
  * decoding, or touching memory that a region serves.
  *   pager.c start_lock > fault.c fills (read: a fill in flight, write: fork)
  *     > workers.c lock > region.c map_lock > failure.c lock
- *   fault.c waiters_lock and a writer's lock are leaves.
+ *   fault.c waiters_lock and a writer's lock are leaves (fork takes the former after fills).
  *
  * Threads          takes                         never
  *   handler        map_lock, failure lock        GIL, workers' lock, served memory
@@ -34,6 +34,20 @@
 #include "lazymem.h"
 
 #define LM_NONE UINT64_MAX
+
+/* ---- pause points: where a test may hold a thread, to force a race ------------------------ */
+
+#ifdef LM_CHECKS
+__attribute__((weak)) void (*_Atomic lm__pause_hook)(const char *point); /* a test's */
+static inline void lm__pause(const char *point)
+{
+    void (*hook)(const char *) = lm_load_acquire(&lm__pause_hook);
+    if (hook)
+        hook(point);
+}
+#else
+#define lm__pause(point) ((void)0)
+#endif
 
 /* ---- error.c ------------------------------------------------------------------------ */
 

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Does a thread hear of the failure that wakes it, whatever the handlers were about to do, and
+ * hear of it once?
+ */
+#define _GNU_SOURCE
+#include <semaphore.h>
+
+#include "test.h"
+
+#define CHUNK_BYTES 65536u
+
+static struct test_store g_store;
+static lm_region *g_region;
+static _Atomic int g_entered;
+static sem_t g_second_entered, g_gone_on;
+
+/* One handler fails to fill a chunk while another holds the event of a second thread that
+ * touched it, which it does not get to look at until that thread has gone on. */
+static void hold_the_second(const char *point)
+{
+    if (strcmp(point, "waiter entered") == 0 && lm_add_seq_cst(&g_entered, 1) == 1) {
+        sem_post(&g_second_entered);
+        sem_wait(&g_gone_on);
+    } else if (strcmp(point, "fill failed") == 0 && lm_load_seq_cst(&g_entered) == 1) {
+        sem_wait(&g_second_entered);
+    }
+}
+
+static void *touch(void *is_second)
+{
+    struct lm_error err;
+    const volatile uint8_t *served = lm_region_addr(g_region);
+    CHECK_EQ(served[0], 0xFF);
+    CHECK_EQ(lm_failure_take(test_tid(), &err), 1);
+    CHECK_EQ(err.code, LM_E_CLOSED);
+    if (!is_second)
+        return NULL;
+    sem_post(&g_gone_on);
+    while (lm_load_seq_cst(&g_region->faults) < 2 ||
+           lm_load_seq_cst(&g_region->refs) > 1)
+        sched_yield(); /* until the handlers have ended what they were at */
+    CHECK_EQ(lm_failure_take(test_tid(), &err), 0);
+    return NULL;
+}
+
+static void test_an_event_in_a_handlers_hand_is_heard_of_once(void)
+{
+    pthread_t first, second;
+    CHECK_EQ(test_region_open(&g_store, &g_region), 0);
+    lm_region_release(g_region);
+    lm_store_release(&lm__pause_hook, hold_the_second);
+    first = test_thread(touch, NULL);
+    while (lm_load_seq_cst(&g_entered) == 0)
+        sched_yield();
+    second = test_thread(touch, &g_region);
+    pthread_join(first, NULL);
+    pthread_join(second, NULL);
+    lm_store_release(&lm__pause_hook, NULL);
+    lm_region_close(g_region);
+}
+
+int main(void)
+{
+    struct lm_encoding enc = {.object_bytes = CHUNK_BYTES, .chunk_bytes = CHUNK_BYTES};
+    if (test_store_make(&g_store, enc, 31) != 0 ||
+        test_region_open(&g_store, &g_region) != 0)
+        return TEST_SKIP;
+    lm_region_close(g_region);
+    CHECK(sem_init(&g_second_entered, 0, 0) == 0 && sem_init(&g_gone_on, 0, 0) == 0);
+    test_an_event_in_a_handlers_hand_is_heard_of_once();
+    test_store_close(&g_store);
+    return TEST_OK;
+}
