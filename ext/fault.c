@@ -324,7 +324,7 @@ static struct span false_span(const lm_region *r, uint64_t chunk_idx, uintptr_t 
     size_t page_bytes = lm__page_bytes();
     uintptr_t low = chunk_addr(r, chunk_idx);
     uintptr_t high = low + lm__region_chunk_span(r, chunk_idx);
-    if (repeats <= PAGEWISE_MAX) {
+    if (repeats <= PAGEWISE_MAX || from == LM_CHUNK_CLEAN) {
         size_t beside = times > 0 && from == LM_CHUNK_ABSENT ? page_bytes : 0;
         low = page - low > beside ? page - beside : low;
         high = high - page > page_bytes + beside ? page + page_bytes + beside : high;

@@ -35,20 +35,6 @@
 
 #define LM_NONE UINT64_MAX
 
-/* ---- pause points: where a test may hold a thread, to force a race ------------------------ */
-
-#ifdef LM_CHECKS
-__attribute__((weak)) void (*_Atomic lm__pause_hook)(const char *point); /* a test's */
-static inline void lm__pause(const char *point)
-{
-    void (*hook)(const char *) = lm_load_acquire(&lm__pause_hook);
-    if (hook)
-        hook(point);
-}
-#else
-#define lm__pause(point) ((void)0)
-#endif
-
 /* ---- error.c ------------------------------------------------------------------------ */
 
 /* An error whose other fields do not apply yet; the caller sets those that do. */

@@ -7,7 +7,8 @@
 
 #include "test.h"
 
-#define CHUNK_BYTES 65536u
+#define CHUNK_BYTES (2u << 20)
+#define FAILURES    300 /* more than fault.c serves page by page */
 
 static struct test_store g_store;
 static lm_region *g_region;
@@ -59,15 +60,39 @@ static void test_an_event_in_a_handlers_hand_is_heard_of_once(void)
     lm_region_close(g_region);
 }
 
+/* What the application has written to a chunk is not lost, however often a page of it, which
+ * the application has given back, can't be filled again. */
+static void test_written_pages_outlive_failures(void)
+{
+    const size_t page_bytes = lm__page_bytes(), written = FAILURES * page_bytes;
+    CHECK_EQ(test_region_open(&g_store, &g_region), 0);
+    volatile uint8_t *served = lm_region_addr(g_region);
+    served[written] = 0x5A;
+    CHECK_EQ(madvise((void *)served, written, MADV_DONTNEED), 0);
+    lm_inject(LM_INJECT_READ, 0, -1, ENXIO);
+    for (int i = 0; i < FAILURES; i++)
+        CHECK_EQ(served[(size_t)i * page_bytes], 0xFF);
+    CHECK_EQ(lm_region_settle(g_region), FAILURES);
+    lm_inject(LM_INJECT_READ, 0, 0, 0);
+    CHECK_EQ(lm_failure_take(test_tid(), NULL), 1);
+    CHECK_EQ(served[written], 0x5A);
+    lm_region_close(g_region);
+}
+
 int main(void)
 {
-    struct lm_encoding enc = {.object_bytes = CHUNK_BYTES, .chunk_bytes = CHUNK_BYTES};
+    const uint32_t page_times = (uint32_t)(lm__page_bytes() / 4096);
+    struct lm_encoding enc = {.object_bytes = CHUNK_BYTES * page_times,
+                              .chunk_bytes = CHUNK_BYTES * page_times};
+    if (enc.chunk_bytes > LM_CHUNK_BYTES_MAX)
+        return test_skip("pages too large");
     if (test_store_make(&g_store, enc, 31) != 0 ||
         test_region_open(&g_store, &g_region) != 0)
         return TEST_SKIP;
     lm_region_close(g_region);
     CHECK(sem_init(&g_second_entered, 0, 0) == 0 && sem_init(&g_gone_on, 0, 0) == 0);
     test_an_event_in_a_handlers_hand_is_heard_of_once();
+    test_written_pages_outlive_failures();
     test_store_close(&g_store);
     return TEST_OK;
 }
