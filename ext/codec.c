@@ -116,6 +116,8 @@ struct lm__scratch lm__scratch_take(void)
 void lm__scratch_give(struct lm__scratch *s)
 {
     s->will_block = NULL;
+    s->toucher_tid = 0;
+    s->is_cached_only = 0;
     for (int i = 0; i < SPARES; i++) {
         int state = SPARE_EMPTY;
         if (lm_cas_acq_rel(&g_spares[i].state, &state, SPARE_BUSY)) {

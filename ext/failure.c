@@ -43,12 +43,28 @@ void lm__failure_set_runtime(const struct lm__runtime *runtime)
     pthread_mutex_unlock(&g_lock);
 }
 
+int lm__failure_takes_interrupts(void)
+{
+    pthread_mutex_lock(&g_lock);
+    int takes = g_runtime && g_runtime->takes_interrupts;
+    pthread_mutex_unlock(&g_lock);
+    return takes;
+}
+
 static struct slot *find_locked(int32_t tid)
 {
     for (struct slot *s = g_slots; s < g_slots + SLOTS; s++)
         if (s->state != FREE && s->tid == tid)
             return s;
     return NULL;
+}
+
+int lm__failure_is_waiting(int32_t tid)
+{
+    pthread_mutex_lock(&g_lock);
+    int is_waiting = find_locked(tid) != NULL;
+    pthread_mutex_unlock(&g_lock);
+    return is_waiting;
 }
 
 static struct slot *find_state_locked(enum slot_state state)

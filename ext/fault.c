@@ -26,6 +26,7 @@
 #include <limits.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -38,9 +39,14 @@
 #define TOOK_NS_MAX          100000000u /* lm_region_settle() waits for that, too */
 #define NO_MEMORY_RETRIES    5
 
+struct span {
+    uintptr_t addr;
+    size_t bytes;
+};
+
 /* ---- threads that wait -------------------------------------------------------------------------- */
 
-#define WAITERS_MAX          256 /* beyond, handlers wait for room */
+#define WAITERS_MAX 256 /* beyond, handlers wait for room */
 
 /* A thread that is asleep in a fault.  Entered as soon as the event has been read, so that a
  * fill which ends meanwhile, and wakes the thread, knows whom it has woken.  Whoever takes a
@@ -59,13 +65,25 @@ static struct waiter waiter_of(const struct lm__fault *fault)
     return (struct waiter){lm__round_down(fault->addr, lm__page_bytes()), fault->tid};
 }
 
+/* g_waiter_count if it is not there. */
+static size_t waiter_find_locked(struct waiter w)
+{
+    size_t i = 0;
+    while (i < lm_load_relaxed(&g_waiter_count) &&
+           (g_waiters[i].page != w.page || g_waiters[i].tid != w.tid))
+        i++;
+    return i;
+}
+
 /* 0: there is no room. */
 static int waiter_add(struct waiter w)
 {
     pthread_mutex_lock(&g_waiters_lock);
     size_t n = lm_load_relaxed(&g_waiter_count);
-    int has_room = n < WAITERS_MAX;
-    if (has_room) {
+    /* A signal lets a thread fault anew, without end if signals are many. */
+    int is_there = waiter_find_locked(w) < n;
+    int has_room = is_there || n < WAITERS_MAX;
+    if (has_room && !is_there) {
         g_waiters[n] = w;
         lm_store_seq_cst(&g_waiter_count, n + 1);
     }
@@ -83,26 +101,32 @@ static void waiter_remove_locked(size_t i)
 /* 0: somebody else has taken it. */
 static int waiter_take(struct waiter w)
 {
-    int is_there = 0;
     pthread_mutex_lock(&g_waiters_lock);
-    for (size_t i = 0; i < lm_load_relaxed(&g_waiter_count) && !is_there; i++) {
-        is_there = g_waiters[i].page == w.page && g_waiters[i].tid == w.tid;
-        if (is_there)
-            waiter_remove_locked(i);
-    }
+    size_t i = waiter_find_locked(w);
+    int is_there = i < lm_load_relaxed(&g_waiter_count);
+    if (is_there)
+        waiter_remove_locked(i);
     pthread_mutex_unlock(&g_waiters_lock);
     return is_there;
 }
 
-/* Take any waiter for [addr, addr + bytes).  Its tid (-1 where it is not known), or 0. */
-static int32_t waiter_take_in(uintptr_t addr, size_t bytes)
+static int waiter_is_there(struct waiter w)
+{
+    pthread_mutex_lock(&g_waiters_lock);
+    int is_there = waiter_find_locked(w) < lm_load_relaxed(&g_waiter_count);
+    pthread_mutex_unlock(&g_waiters_lock);
+    return is_there;
+}
+
+/* Take any waiter for a page of the span.  Its tid (-1 where it is not known), or 0. */
+static int32_t waiter_take_in(struct span span)
 {
     int32_t tid = 0;
     if (lm_load_seq_cst(&g_waiter_count) == 0)
         return 0;
     pthread_mutex_lock(&g_waiters_lock);
     for (size_t i = 0; i < lm_load_relaxed(&g_waiter_count) && tid == 0; i++)
-        if (g_waiters[i].page - addr < bytes) {
+        if (g_waiters[i].page - span.addr < span.bytes) {
             tid = g_waiters[i].tid ? g_waiters[i].tid : -1;
             waiter_remove_locked(i);
         }
@@ -140,6 +164,13 @@ void lm__fault_fork_child(void)
     lm_store_relaxed(&g_waiter_count, 0);
 }
 
+/* Before this thread lets time pass. */
+static void let_others_read(struct lm__scratch *scratch)
+{
+    if (scratch->will_block)
+        scratch->will_block(scratch);
+}
+
 /* ---- one chunk --------------------------------------------------------------------------------------- */
 
 static uintptr_t chunk_addr(const lm_region *r, uint64_t chunk_idx)
@@ -147,23 +178,23 @@ static uintptr_t chunk_addr(const lm_region *r, uint64_t chunk_idx)
     return r->addr + (chunk_idx << r->object->chunk_shift);
 }
 
+static struct span chunk_span(const lm_region *r, uint64_t chunk_idx)
+{
+    return (struct span){chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx)};
+}
+
 static void drop_pages(const lm_region *r, uint64_t chunk_idx)
 {
     lm__pages_drop(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 }
 
-static int32_t take_waiter(const lm_region *r, uint64_t chunk_idx)
-{
-    return waiter_take_in(chunk_addr(r, chunk_idx),
-                          lm__region_chunk_span(r, chunk_idx));
-}
-
 /* Wake all who wait for a chunk that is no longer FILLING. */
 static void wake(const lm_region *r, uint64_t chunk_idx)
 {
-    while (take_waiter(r, chunk_idx) != 0)
-        ;
-    lm__uffd_wake(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
+    struct span chunk = chunk_span(r, chunk_idx);
+    for (int32_t tid; (tid = waiter_take_in(chunk)) != 0;)
+        lm__interrupt_end(tid);
+    lm__uffd_wake(chunk.addr, chunk.bytes);
 }
 
 /* Give a FILLING chunk up and let those who wait for it fault again. */
@@ -230,6 +261,7 @@ static int fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
     lm_add_relaxed(&r->fills, 1);
     lm_add_relaxed(&r->zero_fills, (uint64_t)!bytes);
     lm_add_relaxed(&r->stored_bytes_read, stored_bytes);
+    lm__interrupt_end(scratch->toucher_tid);
     if (!lm__chunks_publish(&r->chunks, chunk_idx)) { /* released meanwhile */
         drop_pages(r, chunk_idx);
         abandon(r, chunk_idx);
@@ -241,15 +273,16 @@ static int fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
 
 /* ---- failed fills -------------------------------------------------------------------------------------- */
 
-/* Leave `cause` for thread `tid` and everybody who waits for the chunk.  Returns how many
- * failures the one who has met the fewest has met. */
-static unsigned report_to_all(lm_region *r, uint64_t chunk_idx, int32_t tid,
+/* Leave `cause` for thread `tid` and everybody who waits for a page of the span.  Returns how
+ * many failures the one who has met the fewest has met. */
+static unsigned report_to_all(struct span span, int32_t tid,
                               const struct lm_error *cause)
 {
     unsigned fewest = UINT_MAX;
-    for (; tid != 0; tid = take_waiter(r, chunk_idx)) {
+    for (; tid != 0; tid = waiter_take_in(span)) {
+        lm__interrupt_end(tid);
         unsigned repeats = lm__failure_report(tid, cause);
-        if (repeats <= ANNOUNCE_TRIES)
+        if (repeats <= ANNOUNCE_TRIES && cause->code != -EINTR)
             lm__failure_wait_announced(tid, ANNOUNCE_MS);
         if (repeats < fewest)
             fewest = repeats;
@@ -258,11 +291,6 @@ static unsigned report_to_all(lm_region *r, uint64_t chunk_idx, int32_t tid,
 }
 
 static const uint8_t ONES[65536] = {[0 ... 65535] = 0xFF};
-
-struct span {
-    uintptr_t addr;
-    size_t bytes;
-};
 
 /* 1: all pages of the span are there.  0: some are not, and may be somebody else's. */
 static int serve_ones(struct span span)
@@ -316,18 +344,27 @@ static void linger(unsigned times, uint64_t took_ns)
     nanosleep(&pause, NULL);
 }
 
+/* What could not be had, and for whom. */
+struct failed {
+    const struct lm_error *cause;
+    int32_t tid;               /* -1: not known; 0: that thread waits no more */
+    uintptr_t page;            /* that it has touched */
+    struct span span;          /* pages whose waiters share its fate */
+    enum lm__chunk_state from; /* the chunk's, before the fill */
+    int is_interrupt;
+    uint64_t began_ns;
+};
+
 /* The pages to fill with 0xFF; none that holds what the application has written. */
-static struct span false_span(const lm_region *r, uint64_t chunk_idx, uintptr_t page,
-                              enum lm__chunk_state from, unsigned repeats,
-                              unsigned times)
+static struct span false_span(const struct failed *f, unsigned repeats, unsigned times)
 {
     size_t page_bytes = lm__page_bytes();
-    uintptr_t low = chunk_addr(r, chunk_idx);
-    uintptr_t high = low + lm__region_chunk_span(r, chunk_idx);
-    if (repeats <= PAGEWISE_MAX || from == LM_CHUNK_CLEAN) {
-        size_t beside = times > 0 && from == LM_CHUNK_ABSENT ? page_bytes : 0;
-        low = page - low > beside ? page - beside : low;
-        high = high - page > page_bytes + beside ? page + page_bytes + beside : high;
+    uintptr_t low = f->span.addr, high = f->span.addr + f->span.bytes;
+    if ((repeats <= PAGEWISE_MAX && !f->is_interrupt) || f->from == LM_CHUNK_CLEAN) {
+        size_t beside = times > 0 && f->from == LM_CHUNK_ABSENT ? page_bytes : 0;
+        low = f->page - low > beside ? f->page - beside : low;
+        high =
+            high - f->page > page_bytes + beside ? f->page + page_bytes + beside : high;
     }
     return (struct span){low, high - low};
 }
@@ -350,22 +387,21 @@ static void await_readers(void)
     nanosleep(&pause, NULL); /* for the last one read to be entered in the table */
 }
 
-/* Let all who wait for a chunk, which could not be filled since `began_ns`, end their
- * instruction with false bytes, and their operation with an error. */
-static void serve_failure(lm_region *r, uint64_t chunk_idx,
-                          const struct lm__fault *fault, enum lm__chunk_state from,
-                          uint64_t began_ns, const struct lm_error *cause)
+/* Let all who wait end their instruction with false bytes, and their operation with an
+ * error. */
+static void serve_failure(lm_region *r, struct failed f)
 {
-    uintptr_t page = lm__round_down(fault->addr, lm__page_bytes());
-    unsigned times = count_failure(page);
-    uint64_t took_ns = now_ns() - began_ns;
-    lm__region_keep_error(r, cause);
-    unsigned repeats = report_to_all(r, chunk_idx, fault->tid ? fault->tid : -1, cause);
-    struct span ones = false_span(r, chunk_idx, page, from, repeats, times);
+    unsigned times = count_failure(f.page);
+    uint64_t took_ns = now_ns() - f.began_ns;
+    if (f.tid == 0 && (f.tid = waiter_take_in(f.span)) == 0)
+        return;
+    lm__region_keep_error(r, f.cause);
+    unsigned repeats = report_to_all(f.span, f.tid, f.cause);
+    struct span ones = false_span(&f, repeats, times);
     int are_there = serve_ones(ones);
     await_readers();
-    report_to_all(r, chunk_idx, take_waiter(r, chunk_idx), cause);
-    lm__uffd_wake(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
+    report_to_all(f.span, waiter_take_in(f.span), f.cause);
+    lm__uffd_wake(f.span.addr, f.span.bytes);
 
     linger(times, took_ns);
     take_back(ones, are_there);
@@ -383,20 +419,47 @@ static void unclaim(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state from)
 
 /* ---- entry points ---------------------------------------------------------------------------------------- */
 
+static struct lm_error failure_of(const lm_region *r, uint64_t chunk_idx, int code,
+                                  const char *what)
+{
+    struct lm_error e = lm__error(code, what);
+    e.tag = r->object->spec.tag;
+    e.chunk_idx = chunk_idx;
+    return e;
+}
+
+static struct failed failed_fault(const lm_region *r, uint64_t chunk_idx,
+                                  const struct lm__fault *fault)
+{
+    return (struct failed){
+        .tid = fault->tid ? fault->tid : -1,
+        .page = lm__round_down(fault->addr, lm__page_bytes()),
+        .span = chunk_span(r, chunk_idx),
+        .from = LM_CHUNK_ABSENT,
+        .began_ns = now_ns(),
+    };
+}
+
 static void serve_claimed(lm_region *r, uint64_t chunk_idx,
                           const struct lm__fault *fault, enum lm__chunk_state from,
                           struct lm__scratch *scratch)
 {
-    uint64_t began_ns = now_ns();
-    struct lm_error cause = lm__error(LM_E_CLOSED, "array");
-    cause.tag = r->object->spec.tag;
-    cause.chunk_idx = chunk_idx;
-    if (!lm_load_seq_cst(&r->released) && fill(r, chunk_idx, scratch, &cause) == 0)
+    struct lm_error cause = failure_of(r, chunk_idx, LM_E_CLOSED, "array");
+    struct failed failed = failed_fault(r, chunk_idx, fault);
+    uint32_t interrupts = lm__interrupt_count();
+    scratch->toucher_tid = fault->tid;
+    int is_filled =
+        !lm_load_seq_cst(&r->released) && fill(r, chunk_idx, scratch, &cause) == 0;
+    scratch->toucher_tid = 0;
+    if (is_filled)
         return;
-    if (scratch->will_block)
-        scratch->will_block();
+    let_others_read(scratch);
     lm__pause("fill failed");
-    serve_failure(r, chunk_idx, fault, from, began_ns, &cause);
+    if (interrupts != lm__interrupt_count() && fault->tid == (int32_t)getpid())
+        failed.tid = 0; /* it had its error, and has gone on */
+    failed.cause = &cause;
+    failed.from = from;
+    serve_failure(r, failed);
     unclaim(r, chunk_idx, from);
 }
 
@@ -404,10 +467,42 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
 static void serve_unclaimed(lm_region *r, uint64_t chunk_idx,
                             const struct lm__fault *fault, int code)
 {
-    struct lm_error cause = lm__error(code, "memory for the chunk's state");
-    cause.tag = r->object->spec.tag;
-    cause.chunk_idx = chunk_idx;
-    serve_failure(r, chunk_idx, fault, LM_CHUNK_ABSENT, now_ns(), &cause);
+    struct lm_error cause =
+        failure_of(r, chunk_idx, code, "memory for the chunk's state");
+    struct failed failed = failed_fault(r, chunk_idx, fault);
+    failed.cause = &cause;
+    serve_failure(r, failed);
+}
+
+/* The thread is to end its operation, and not to wait for the chunk. */
+static void serve_interrupted(lm_region *r, uint64_t chunk_idx,
+                              const struct lm__fault *fault, enum lm__chunk_state from,
+                              struct lm__scratch *scratch)
+{
+    let_others_read(scratch);
+    struct lm_error cause = failure_of(r, chunk_idx, -EINTR, "wait for the chunk");
+    struct failed failed = failed_fault(r, chunk_idx, fault);
+    failed.cause = &cause;
+    failed.from = from;
+    failed.is_interrupt = 1;
+    if (from == LM_CHUNK_FILLING) /* by another thread; others may well wait on */
+        failed.span = (struct span){failed.page, lm__page_bytes()};
+    serve_failure(r, failed);
+}
+
+/* A chunk that another thread is filling, which finds the waiter when it is done. */
+static void serve_filling(lm_region *r, uint64_t chunk_idx,
+                          const struct lm__fault *fault, struct waiter w,
+                          struct lm__scratch *scratch)
+{
+    if ((lm__interrupt_take(fault->tid) || lm__interrupt_is_pending(fault->tid)) &&
+        waiter_take(w)) {
+        serve_interrupted(r, chunk_idx, fault, LM_CHUNK_FILLING, scratch);
+        return;
+    }
+    lm__interrupt_watch(fault->tid);
+    if (!waiter_is_there(w))
+        lm__interrupt_end(fault->tid);
 }
 
 static void serve_region(lm_region *r, const struct lm__fault *fault,
@@ -418,8 +513,10 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
     lm_add_relaxed(&r->faults, 1);
     for (;;) {
         enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
-        if (state == LM_CHUNK_FILLING)
-            return; /* who fills it finds the waiter */
+        if (state == LM_CHUNK_FILLING) {
+            serve_filling(r, chunk_idx, fault, w, scratch);
+            return;
+        }
         /* A chunk can be CLEAN with a page missing (C2), and an event can be older than the
          * fill that has served it.  Only the kernel can tell them apart. */
         if (state == LM_CHUNK_CLEAN && lm__page_is_present(fault->addr)) {
@@ -433,6 +530,9 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
         if (!waiter_take(w)) { /* a fill has ended meanwhile, and wakes the thread */
             if (claimed > 0)
                 unclaim(r, chunk_idx, state);
+        } else if (claimed > 0 && lm__interrupt_is_pending(fault->tid)) {
+            serve_interrupted(r, chunk_idx, fault, state, scratch);
+            unclaim(r, chunk_idx, state);
         } else if (claimed > 0) {
             serve_claimed(r, chunk_idx, fault, state, scratch);
         } else {
@@ -464,8 +564,7 @@ void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
     lm__pause("waiter entered");
     if (pthread_rwlock_tryrdlock(&g_fills) != 0) {
         /* A fork waits for the fills under way, and they for events to be read. */
-        if (scratch->will_block)
-            scratch->will_block();
+        let_others_read(scratch);
         fill_gate_enter();
     }
     lm_region *r = lm__region_find(fault->addr);

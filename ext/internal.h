@@ -4,7 +4,7 @@
  * Layers (a file calls only what stands above it here; leaves serve all):
  *   leaves   error.c crc32c.c os.c align.h atomic.h check.h
  *   io.c     format.c     filter.c lz4join.c codec.c     source.c     index.c     store.c object.c
- *   chunks.c     uffd.c     failure.c     region.c     fault.c     workers.c     pager.c
+ *   chunks.c     uffd.c     failure.c interrupt.c     region.c     fault.c     workers.c     pager.c
  *   read.c prefetch.c writer.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
  *
@@ -173,7 +173,10 @@ struct lm__scratch {
     uint8_t *a, *b;
     size_t capacity;
     void *zstd_cctx, *zstd_dctx;
-    void (*will_block)(void); /* called before a read that may sleep; may be NULL */
+    /* Called before a read that may sleep; may be NULL. */
+    void (*will_block)(struct lm__scratch *s);
+    int32_t toucher_tid; /* the thread that waits for the fill; 0: none does */
+    int is_cached_only;  /* a read that would sleep fails with -EAGAIN instead */
 };
 
 /* A scratch that somebody has used and given back, or an empty one. */
@@ -335,7 +338,10 @@ void lm__uffd_ask_for(uint64_t features);
 struct lm__runtime {
     int (*at_once)(int32_t tid);
     void (*later)(void);
+    int takes_interrupts; /* -EINTR for the main thread becomes what SIGINT means there */
 };
+int lm__failure_takes_interrupts(void);
+int lm__failure_is_waiting(int32_t tid); /* 1 if an error waits for thread `tid` */
 int lm__failure_next_queued(struct lm_error *out); /* 1 if there was one */
 void lm__failure_announced(int32_t tid);
 void lm__failure_set_runtime(const struct lm__runtime *runtime);
@@ -346,6 +352,19 @@ unsigned lm__failure_report(int32_t tid, const struct lm_error *cause);
 void lm__failure_wait_announced(int32_t tid, int timeout_ms);
 /* Hand the error that waits for `tid`, a thread no runtime knows, to thread `heir`. */
 void lm__failure_bequeath(int32_t tid, int32_t heir);
+
+/* ---- interrupt.c --------------------------------------------------------------------------------- */
+
+/* Thread `tid` will have to wait; if it is the main thread, SIGINT is to end that. */
+void lm__interrupt_watch(int32_t tid);
+/* It is about to be woken, or need not wait. */
+void lm__interrupt_end(int32_t tid);
+/* 1 if SIGINT has come for the thread, which has faulted anew.  Ends the watch. */
+int lm__interrupt_take(int32_t tid);
+/* 1 from then on until the thread has had its error. */
+int lm__interrupt_is_pending(int32_t tid);
+/* How often SIGINT was taken. */
+uint32_t lm__interrupt_count(void);
 
 /* ---- region.c ---------------------------------------------------------------------------------------- */
 
@@ -415,6 +434,8 @@ void lm__region_fork_child(void);
 void lm__failure_fork_prepare(void);
 void lm__failure_fork_done(void);
 void lm__failure_fork_child(void);
+void lm__interrupt_fork_prepare(void);
+void lm__interrupt_fork_done(void);
 void lm__workers_fork_prepare(void);
 void lm__workers_fork_done(void);
 void lm__workers_fork_child(void); /* the threads are gone, and the jobs they ran */

@@ -45,7 +45,12 @@ int lm__injected(int point)
         return 0;
     if (error == LM_INJECT_KILL)
         kill(getpid(), SIGKILL);
-    return error;
+    if (error != LM_INJECT_HANG)
+        return error;
+    const struct timespec pause = {.tv_nsec = 1000000};
+    while (lm_load_acquire(&g_inject[point].error) == LM_INJECT_HANG)
+        nanosleep(&pause, NULL);
+    return 0;
 }
 
 int lm__io_open(const char *path, int flags, unsigned mode)

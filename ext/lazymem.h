@@ -90,9 +90,14 @@ int lm_job_wait(lm_job *job, int timeout_ms);
 void lm_job_progress(const lm_job *job, struct lm_progress *out);
 /* The first errors of a job, up to `max` of them.  Returns how many were copied. */
 int lm_job_errors(lm_job *job, struct lm_error *out, int max);
-/* Give the job up.  A job not yet ended is cancelled; with `detach` it runs on unwatched.
- * On return no thread reads or writes memory that the job was given, unless detached. */
-void lm_job_close(lm_job *job, int detach);
+enum lm_job_end {
+    LM_JOB_CANCEL =
+        0, /* and wait: on return no thread uses memory that the job was given */
+    LM_JOB_DETACH = 1, /* it runs on unwatched */
+    LM_JOB_LEAVE = 2,  /* cancelled; steps that have begun end unwatched */
+};
+/* Give the job up, which may have ended. */
+void lm_job_close(lm_job *job, enum lm_job_end how);
 
 /* ---- store: one open file ----------------------------------------------------------- */
 
@@ -168,8 +173,8 @@ void lm_region_close(lm_region *region);
 /* Fill the chunks that overlap [offset, offset + nbytes), on all cores. */
 int lm_region_prefetch(lm_region *region, uint64_t offset, uint64_t nbytes,
                        lm_job **out);
-/* Fill the chunk of byte `offset` in the calling thread, if it can be read: an error is left
- * to the touch that follows. */
+/* Fill the chunk of byte `offset` in the calling thread, if the page cache has it: what must
+ * be waited for, and an error, is left to the touch that follows. */
 void lm_region_fill_here(lm_region *region, uint64_t offset);
 /* One byte per chunk from first_chunk on, 1 if resident.  Returns how many are. */
 uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
@@ -282,6 +287,7 @@ enum lm_inject_point {
     LM_INJECT_UFFD_COPY = 3,
     LM_INJECT_POINTS = 4,
     LM_INJECT_KILL = -1, /* as an error: the process is killed */
+    LM_INJECT_HANG = -2, /* the call waits until the switch is set anew */
 };
 
 /* Let calls at `point` fail with `error` (an errno): skip `skip` calls, then fail `count`

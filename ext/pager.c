@@ -31,8 +31,9 @@ static struct {
 static int handler_start(void);
 
 /* Called by a handler whose fill is about to sleep. */
-static void handler_will_block(void)
+static void handler_will_block(struct lm__scratch *scratch)
 {
+    lm__interrupt_watch(scratch->toucher_tid);
     if (lm_load_relaxed(&g_pager.readers) <= 0 &&
         lm_load_relaxed(&g_pager.handlers) < HANDLERS_MAX)
         handler_start(); /* if that fails, events wait until a fill has ended */
@@ -106,10 +107,12 @@ static void fork_prepare(void)
     lm__workers_fork_prepare();
     lm__region_fork_prepare();
     lm__failure_fork_prepare();
+    lm__interrupt_fork_prepare();
 }
 
 static void fork_done(void)
 {
+    lm__interrupt_fork_done();
     lm__failure_fork_done();
     lm__region_fork_done();
     lm__workers_fork_done();

@@ -51,6 +51,7 @@ void lm_region_fill_here(lm_region *r, uint64_t offset)
     if (offset >= r->object->spec.object_bytes)
         return;
     struct lm__scratch scratch = lm__scratch_take();
+    scratch.is_cached_only = 1; /* Ctrl-C would not end a read */
     lm__fault_prefetch(r, offset >> r->object->chunk_shift, &scratch, &untold);
     lm__scratch_give(&scratch);
 }

@@ -11,6 +11,7 @@
  */
 #define Py_LIMITED_API 0x030a0000
 #include <Python.h>
+#include <errno.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -29,7 +30,12 @@ static int raise_in_main(void *unused)
     (void)unused;
     struct lm_error error;
     if (!lm_failure_take((int32_t)getpid(), &error))
-        return 0; /* raised elsewhere meanwhile */
+        return 0;               /* raised elsewhere meanwhile */
+    if (error.code == -EINTR) { /* what the signal's handler raises is the exception */
+        PyErr_SetInterrupt();
+        if (PyErr_CheckSignals() < 0)
+            return -1;
+    }
     PyObject *cls = exception_class(&error);
     if (cls) {
         PyErr_SetNone(cls);
@@ -86,7 +92,7 @@ static void announce_later(void)
 
 int lm_python_attach(void *make_exception, void *find_thread)
 {
-    static const struct lm__runtime runtime = {announce_at_once, announce_later};
+    static const struct lm__runtime runtime = {announce_at_once, announce_later, 1};
     PyGILState_STATE gil = PyGILState_Ensure(); /* cffi has dropped the GIL */
     g_make_exception = Py_NewRef((PyObject *)make_exception);
     g_find_thread = Py_NewRef((PyObject *)find_thread);

@@ -4,6 +4,8 @@
  * The file is read with pread and never mapped: a file that shrinks or a disk that fails is
  * an error here, where a mapping would kill the process with SIGBUS.
  */
+#include <errno.h>
+
 #include "internal.h"
 
 #define READ_RETRIES 3 /* with pauses of 1, 4 and 16 ms: a hiccup, not an outage */
@@ -21,8 +23,13 @@ int lm__source_read(struct lm__source *source, const struct lm__entry *e,
         return lm__fail(err, cause);
     }
     if (lm__io_pread_cached(source->fd, e->offset, e->stored_bytes, buf) != 0) {
+        if (scratch->is_cached_only) {
+            lm__io_will_need(source->fd, e->offset, e->stored_bytes);
+            cause.code = -EAGAIN;
+            return lm__fail(err, cause);
+        }
         if (scratch->will_block)
-            scratch->will_block();
+            scratch->will_block(scratch);
         /* A source that has just failed for good is not waited for, read by read. */
         int is_failing = lm_load_relaxed(&source->is_failing);
         cause.code = lm__io_pread(source->fd, e->offset, e->stored_bytes, buf,

@@ -207,16 +207,18 @@ int lm_job_errors(lm_job *job, struct lm_error *out, int max)
     return n;
 }
 
-void lm_job_close(lm_job *job, int detach)
+void lm_job_close(lm_job *job, enum lm_job_end how)
 {
     pthread_mutex_lock(&g_lock);
     int is_linked = !has_ended_locked(job);
-    if (is_linked && detach) {
-        job->is_detached = 1;
+    if (how != LM_JOB_DETACH)
+        job->is_cancelled = 1;
+    if (is_linked &&
+        (how == LM_JOB_DETACH || (how == LM_JOB_LEAVE && job->running > 0))) {
+        job->is_detached = 1; /* the last step frees it */
         pthread_mutex_unlock(&g_lock);
         return;
     }
-    job->is_cancelled = 1;
     if (is_linked && job->running == 0)
         unlink_locked(job);
     while (job->running > 0) /* the last of them unlinks the job */

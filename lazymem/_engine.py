@@ -7,6 +7,7 @@ thread can still reach is still open.
 
 from __future__ import annotations
 
+import _thread
 import errno as errno_names
 import itertools
 import os
@@ -72,6 +73,7 @@ _HINTS = {
     lib.LM_E_CLOSED: "keep the store open while its arrays are in use, or copy them",
     lib.LM_E_NO_UFFD: "'lazymem doctor' tells how to allow it",
     lib.LM_E_LOST_MAPPING: "something unmapped or remapped the array's memory",
+    -errno_names.EINTR: "a signal ended the wait; a later touch tries again",
     lib.LM_E_DANGLING: "keep a reference to the array while its memory is in use",
 }
 _CLASSES: dict[int, type[LazyMemError]] = {
@@ -206,6 +208,9 @@ def _attach() -> None:
     )
 
 
+HANG = int(lib.LM_INJECT_HANG)
+
+
 def inject(point: str, error: int, skip: int = 0, count: int = -1) -> None:
     """Let the engine's calls at `point` fail; see :mod:`lazymem.testing`."""
     points = {
@@ -223,17 +228,22 @@ def inject(point: str, error: int, skip: int = 0, count: int = -1) -> None:
 class Job:
     """Work of the engine that is under way."""
 
-    def __init__(self, handle: Any, path: str | None = None) -> None:
+    def __init__(
+        self, handle: Any, path: str | None = None, *, may_leave: bool = False
+    ) -> None:
         self._handle = handle
         self._path = path
+        self._may_leave = may_leave
 
     def wait(self, tick: Tick | None = None) -> None:
         """Wait for the end; Ctrl-C gets through, and the job is then given up."""
         try:
             self.wait_quietly(tick)
             errors = self.errors(1)
-        finally:
-            self.close()
+        except BaseException:
+            self._end(lib.LM_JOB_LEAVE if self._may_leave else lib.LM_JOB_CANCEL)
+            raise
+        self.close()
         if errors:
             raise errors[0]
 
@@ -259,14 +269,16 @@ class Job:
 
     def close(self) -> None:
         """Give the job up unless it has ended.  No thread uses its memory then."""
-        if self._handle is not None:
-            lib.lm_job_close(self._handle, 0)
-            self._handle = None
+        self._end(lib.LM_JOB_CANCEL)
 
     def detach(self) -> None:
         """Let the job run on unwatched."""
-        lib.lm_job_close(self._handle, 1)
-        self._handle = None
+        self._end(lib.LM_JOB_DETACH)
+
+    def _end(self, how: int) -> None:
+        if self._handle is not None:
+            lib.lm_job_close(self._handle, how)
+            self._handle = None
 
 
 # ---- reading -------------------------------------------------------------------------
@@ -391,10 +403,10 @@ class RegionHandle:
         code = lib.lm_region_prefetch(self.pointer, offset, nbytes, out)
         if code < 0:
             raise _os_error(code, self.object.path)
-        return Job(out[0], self.object.path)
+        return Job(out[0], self.object.path, may_leave=True)
 
     def fill_here(self, address: int) -> None:
-        """Fill the chunk of one byte in this thread, if it can be read."""
+        """Fill the chunk of one byte in this thread, if that takes no waiting."""
         lib.lm_region_fill_here(self.pointer, address - self.address)
 
     def release(self) -> None:
@@ -413,6 +425,8 @@ def take_failure() -> Exception | None:
     if not lib.lm_failure_take(threading.get_native_id(), error):
         return None
     lib.lm_python_cancel()
+    if error.code == -errno_names.EINTR:
+        _thread.interrupt_main()  # the handler of SIGINT runs now, and raises as a rule
     return exception(error)
 
 

@@ -11,7 +11,10 @@ from lazymem import _engine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["KILL", "failing"]
+__all__ = ["HANG", "KILL", "failing"]
+
+HANG = _engine.HANG
+"""As the error of :func:`failing`: the call does not return before the end."""
 
 KILL = -1
 """As the error of :func:`failing`: the process dies at that call, as by ``kill -9``."""
@@ -32,7 +35,7 @@ def failing(
     point : {"read", "write", "sync", "uffd_copy"}
         Reads, writes and syncs of store files; installs of pages.
     error : int
-        The errno they fail with, or `KILL`.
+        The errno they fail with, or `KILL` or `HANG`.
     skip : int, optional
         Calls that still succeed.
     count : int, optional

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Does Ctrl-C end an operation that waits for a slow source?
+
+The source hangs until the test lets it go, so nothing here depends on time: an operation
+that ends while the source hangs was interrupted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import lazymem as lm
+from tests.conftest import smooth
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.needs_uffd
+
+A = smooth((300, 1000))
+
+SCRIPT = """
+import os, signal, subprocess, sys, threading, time, zlib
+import numpy as np, lazymem as lm
+from lazymem.testing import HANG, failing
+
+store = lm.open(sys.argv[1])
+a = store["a"]
+plain = np.asarray(a)
+
+WATCH = '''
+import os, signal, sys
+pid = int(sys.argv[1])
+while True:
+    with open(f"/proc/{pid}/task/{pid}/wchan") as file:
+        if "userfault" in file.read():
+            break
+os.kill(pid, signal.SIGINT)
+'''
+
+def interrupt_when_waiting():
+    # From another process: the thread that waits may hold the GIL.
+    return subprocess.Popen([sys.executable, "-c", WATCH, str(os.getpid())])
+
+def answers():
+    assert a.sum(dtype="f8") == float(sys.argv[2])
+    assert store.verify() == []
+    print("right")
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    lm.save(tmp_path / "a.lzm", a=A)
+    return tmp_path / "a.lzm"
+
+
+Run = "Callable[..., subprocess.CompletedProcess[str]]"
+
+
+def output(run_python: Run, path: Path, script: str) -> list[str]:
+    """Run a script and return the lines it printed."""
+    done = run_python(SCRIPT + script, path, A.sum(dtype="f8"))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "operation", ["a.sum()", "plain.sum()", "a[0, 0]", "a[3:200].copy()", "np.sort(plain)"]
+)
+def test_an_operation_on_a_hanging_source(
+    run_python: Run, path: Path, operation: str
+) -> None:
+    script = f"""
+with failing("read", HANG):
+    watcher = interrupt_when_waiting()
+    try:
+        {operation}
+        print("ended")
+    except KeyboardInterrupt:
+        print("interrupted")
+    watcher.wait()
+answers()
+"""
+    assert output(run_python, path, script) == ["interrupted", "right"]
+
+
+def test_once_for_each_ctrl_c(run_python: Run, path: Path) -> None:
+    script = """
+with failing("read", HANG):
+    for _ in range(3):
+        watcher = interrupt_when_waiting()
+        try:
+            plain.sum()
+        except KeyboardInterrupt:
+            print("interrupted")
+        watcher.wait()
+answers()
+"""
+    assert output(run_python, path, script) == ["interrupted"] * 3 + ["right"]
+
+
+def test_a_load_of_a_hanging_source(run_python: Run, path: Path) -> None:
+    script = """
+with failing("read", HANG):
+    args = (os.getpid(), signal.SIGINT)
+    thread = threading.Timer(0.1, os.kill, args)
+    thread.start()
+    try:
+        a.load()
+        print("ended")
+    except KeyboardInterrupt:
+        print("interrupted")
+    thread.join()
+answers()
+"""
+    assert output(run_python, path, script) == ["interrupted", "right"]
+
+
+def test_a_fill_that_fails_later_is_not_heard_of(run_python: Run, path: Path) -> None:
+    script = """
+from lazymem import _engine
+import errno
+_engine.inject("read", HANG)
+watcher = interrupt_when_waiting()
+try:
+    plain.sum()
+except KeyboardInterrupt:
+    print("interrupted")
+watcher.wait()
+_engine.inject("read", errno.ENXIO)  # the read that hangs goes on, the next one fails
+_engine.inject("read", 0)
+for _ in range(1000):
+    pass
+answers()
+"""
+    assert output(run_python, path, script) == ["interrupted", "right"]
+
+
+def test_a_handler_that_does_not_raise(run_python: Run, path: Path) -> None:
+    """What was computed is not to be used, so the operation raises all the same."""
+    script = """
+signal.signal(signal.SIGINT, lambda number, frame: print("handled"))
+with failing("read", HANG):
+    watcher = interrupt_when_waiting()
+    try:
+        plain.sum()
+        print("ended")
+    except lm.FillError as error:
+        print("failed", error.errno)
+    watcher.wait()
+answers()
+"""
+    assert output(run_python, path, script) == ["handled", "failed", "4", "right"]
+
+
+def test_ctrl_c_while_nothing_waits_is_as_ever(run_python: Run, path: Path) -> None:
+    script = """
+a.load()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("ended")
+except KeyboardInterrupt:
+    print("interrupted")
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+answers()
+"""
+    assert output(run_python, path, script) == ["interrupted", "right"]
+
+
+def test_other_signals_end_nothing(run_python: Run, path: Path) -> None:
+    """A timer that ticks all the while lets a waiting thread fault again and again."""
+    script = """
+ticks = 0
+def tick(number, frame):
+    global ticks
+    ticks += 1
+signal.signal(signal.SIGALRM, tick)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+from lazymem import _engine
+_engine.inject("read", HANG)
+release = threading.Timer(0.5, lambda: _engine.inject("read", 0))
+release.start()
+found = zlib.crc32(plain)  # without the GIL
+signal.setitimer(signal.ITIMER_REAL, 0, 0)
+release.join()
+assert found == zlib.crc32(plain.copy())
+assert ticks > 0
+answers()
+"""
+    assert output(run_python, path, script) == ["right"]
+
+
+def test_another_thread_waits_on(run_python: Run, path: Path) -> None:
+    script = """
+found = []
+def read():
+    found.append(zlib.crc32(plain))  # without the GIL
+with failing("read", HANG):
+    other = threading.Thread(target=read)
+    other.start()
+    while store.stats().faults == 0:
+        time.sleep(0.001)
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        other.join()
+    except KeyboardInterrupt:
+        print("interrupted")
+    assert not found
+other.join()
+assert found == [zlib.crc32(plain.copy())]
+answers()
+"""
+    assert output(run_python, path, script) == ["interrupted", "right"]
+
+
+def test_the_oracle_is_right(path: Path) -> None:
+    assert np.array_equal(lm.open(path)["a"], A)
