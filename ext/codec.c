@@ -202,6 +202,7 @@ static int64_t lz4_decode(struct lm__scratch *s, const void *src, size_t bytes,
 }
 
 #define ZSTD_C_COMPRESSION_LEVEL 100
+#define ZSTD_C_CONTENT_SIZE_FLAG 200
 #define ZSTD_RESET_SESSION       1
 #define ZSTD_E_FLUSH             1
 #define ZSTD_E_END               2
@@ -215,6 +216,7 @@ static int64_t zstd_encode(struct lm__scratch *s, const struct lm__plain *plain,
         return -ENOMEM;
     g_zstd.reset(s->zstd_cctx, ZSTD_RESET_SESSION);
     g_zstd.set_parameter(s->zstd_cctx, ZSTD_C_COMPRESSION_LEVEL, level);
+    g_zstd.set_parameter(s->zstd_cctx, ZSTD_C_CONTENT_SIZE_FLAG, 0); /* known anyway */
     g_zstd.set_pledged_size(s->zstd_cctx, plain->count);
     size_t step = plain->part_bytes ? plain->part_bytes : plain->count;
     struct zstd_in in = {.src = plain->bytes};
