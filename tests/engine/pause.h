@@ -55,4 +55,19 @@ UNUSED static void test_let_go(void)
     pthread_mutex_unlock(&g_pause.lock);
 }
 
+/* Read a byte of the region, and wait until a handler can be held while another one reads.
+ * 0: this process may use one core, and has one handler. */
+UNUSED static int test_two_handlers(const lm_region *region)
+{
+    struct lm_pager_stats stats;
+    if (lm__cores() < 2)
+        return 0;
+    (void)*(const volatile uint8_t *)lm_region_addr(region);
+    do {
+        sched_yield();
+        lm_pager_stats(&stats);
+    } while (stats.handlers < 2);
+    return 1;
+}
+
 #endif

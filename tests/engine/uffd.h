@@ -48,6 +48,8 @@ UNUSED static int test_uffd_open(uint64_t features)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = features};
     int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+    if (uffd < 0)
+        uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1 /* UFFD_USER_MODE_ONLY */);
     CHECK(uffd >= 0);
     CHECK_EQ(ioctl(uffd, UFFDIO_API, &api), 0);
     return uffd;
