@@ -3,7 +3,7 @@
  *
  *   ABSENT --claim--> FILLING --publish--> CLEAN       every edge is one function,
  *     ^ ^-- abandon -----' ^----- claim -----'|        lm__chunks_<edge>()
- *     '---------- forget_all -----------------'
+ *     '---------- forget_all -----------------'           evict is claim, then abandon
  *
  * (C1) Only the thread that moved a chunk to FILLING may move it on.
  * (C2) A CLEAN chunk's bytes are its stored chunk, decoded, but for what the application
@@ -98,22 +98,23 @@ enum lm__chunk_state lm__chunks_state(const struct lm__chunks *c, uint64_t idx)
     return state_in(value, lm_load_acquire(&c->generation));
 }
 
+uint64_t lm__chunks_next_clean(const struct lm__chunks *c, uint64_t idx, uint64_t end)
+{
+    while (idx < end && lm__chunks_state(c, idx) != LM_CHUNK_CLEAN)
+        idx = find_word(c, idx) ? idx + 1 : (idx | (LEAF_WORDS - 1)) + 1;
+    return idx < end ? idx : end;
+}
+
 uint64_t lm__chunks_mark_clean(const struct lm__chunks *c, uint64_t first,
                                uint64_t count, uint8_t *mask)
 {
-    uint64_t clean = 0;
+    uint64_t clean = 0, end = first + count;
     if (mask)
         memset(mask, 0, count);
-    for (uint64_t i = 0; i < count;) {
-        if (!find_word(c, first + i)) {
-            i += LEAF_WORDS - ((first + i) & (LEAF_WORDS - 1));
-            continue;
-        }
-        int is_clean = lm__chunks_state(c, first + i) == LM_CHUNK_CLEAN;
-        clean += (uint64_t)is_clean;
+    for (uint64_t i = first; (i = lm__chunks_next_clean(c, i, end)) < end; i++) {
+        clean++;
         if (mask)
-            mask[i] = (uint8_t)is_clean;
-        i++;
+            mask[i - first] = 1;
     }
     return clean;
 }

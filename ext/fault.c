@@ -612,3 +612,15 @@ int lm__fault_prefetch(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scr
         nanosleep(&pause, NULL);
     }
 }
+
+int lm__fault_evict(lm_region *r, uint64_t chunk_idx)
+{
+    fill_gate_enter();
+    int was_clean = lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_CLEAN) > 0;
+    if (was_clean) {
+        drop_pages(r, chunk_idx);
+        abandon(r, chunk_idx);
+    }
+    fill_gate_leave();
+    return was_clean;
+}

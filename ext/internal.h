@@ -281,6 +281,9 @@ struct lm__chunks {
 int lm__chunks_init(struct lm__chunks *chunks, uint64_t count);
 void lm__chunks_fini(struct lm__chunks *chunks);
 enum lm__chunk_state lm__chunks_state(const struct lm__chunks *chunks, uint64_t idx);
+/* The first CLEAN chunk of [idx, end); `end` if there is none. */
+uint64_t lm__chunks_next_clean(const struct lm__chunks *chunks, uint64_t idx,
+                               uint64_t end);
 /* How many of the chunks [first, first + count) are CLEAN; `mask`, if there is one, gets a
  * byte for each: 1 if it is. */
 uint64_t lm__chunks_mark_clean(const struct lm__chunks *chunks, uint64_t first,
@@ -403,6 +406,9 @@ void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
 /* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
 int lm__fault_prefetch(lm_region *region, uint64_t chunk_idx,
                        struct lm__scratch *scratch, struct lm_error *err);
+
+/* Drop a chunk's pages.  1 if it was CLEAN. */
+int lm__fault_evict(lm_region *region, uint64_t chunk_idx);
 
 /* ---- workers.c ----------------------------------------------------------------------------------------------- */
 

@@ -176,6 +176,9 @@ int lm_region_prefetch(lm_region *region, uint64_t offset, uint64_t nbytes,
 /* Fill the chunk of byte `offset` in the calling thread, if the page cache has it: what must
  * be waited for, and an error, is left to the touch that follows. */
 void lm_region_fill_here(lm_region *region, uint64_t offset);
+/* Give the memory of the chunks that lie in [offset, offset + nbytes) back; a later touch
+ * fills them again, without what was written to them.  Returns their bytes. */
+uint64_t lm_region_evict(lm_region *region, uint64_t offset, uint64_t nbytes);
 /* One byte per chunk from first_chunk on, 1 if resident.  Returns how many are. */
 uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
                              uint64_t chunks, uint8_t *mask);

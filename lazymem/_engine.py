@@ -405,6 +405,10 @@ class RegionHandle:
             raise _os_error(code, self.object.path)
         return Job(out[0], self.object.path, may_leave=True)
 
+    def evict(self, offset: int, nbytes: int) -> int:
+        """Drop the chunks that lie in a byte range; return how many bytes they had."""
+        return int(lib.lm_region_evict(self.pointer, offset, nbytes))
+
     def fill_here(self, address: int) -> None:
         """Fill the chunk of one byte in this thread, if that takes no waiting."""
         lib.lm_region_fill_here(self.pointer, address - self.address)

@@ -31,6 +31,8 @@ class Binding:
     info: ObjectInfo
     region: _engine.RegionHandle | None
     """None: the array was loaded whole, since nothing here can fill it on demand."""
+    is_writable: bool
+    """Mode ``"c"``: memory may hold what no file has."""
     user_mode_only: bool
     """System calls can't touch absent pages here: what makes them must load first."""
 
@@ -150,6 +152,36 @@ class LazyArray(np.ndarray[Any, Any]):
                 raise closed_error(binding.region.object.path, f"array {self.name!r}")
         return self
 
+    def evict(self, index: Any = ...) -> int:
+        """Give the memory of a part of the array back; a later touch fills it again.
+
+        Parameters
+        ----------
+        index : basic index, optional
+            Integers, slices, ``...``, as in ``a.evict(np.s_[10:20])``; default all.
+
+        Returns
+        -------
+        int
+            Bytes given back: those of the chunks that lie between the first and the
+            last byte of the part and were in memory.
+
+        Raises
+        ------
+        ValueError
+            If the array is of mode ``"c"``: what was written is nowhere but in memory.
+        """
+        region, part = self._bound().region, self._basic_view(index)
+        if region is None or part.size == 0:
+            return 0
+        if self._bound().is_writable:
+            raise ValueError(
+                f"array {self.name!r} is of mode 'c', and what was written to it is "
+                "nowhere but in memory; close the store to give it up"
+            )
+        low, high = part._byte_range()
+        return region.evict(low, high - low)
+
     def _fill_job(self) -> _engine.Job | None:
         region = self._bound().region
         if region is None or self.size == 0:
@@ -176,7 +208,7 @@ class LazyArray(np.ndarray[Any, Any]):
             part is None or part is ... or isinstance(part, (slice, SupportsIndex))
             for part in parts
         ):
-            raise TypeError("prefetch takes a basic index: integers, slices, ...")
+            raise TypeError("it takes a basic index: integers, slices, ...")
         if all(not isinstance(part, slice) for part in parts) and ... not in parts:
             parts = (*parts, ...)  # a view and not a scalar, which would be read
         view = super().__getitem__(parts)
@@ -326,7 +358,7 @@ def bind(
     array: LazyArray = np.ndarray.__new__(
         LazyArray, info.shape, info.dtype, buffer=flat.data, order=order
     )
-    array._binding = Binding(info, region, user_mode_only)
+    array._binding = Binding(info, region, flat.flags.writeable, user_mode_only)
     return array
 
 

@@ -334,3 +334,53 @@ def test_eight_threads_read_right_data(path: Path, same: bool) -> None:
                 thread.join()
             assert wrong == []
             assert store.stats().fills == 62
+
+
+# ---- evict ---------------------------------------------------------------------------
+
+
+def rss_anon() -> int:
+    """Return the anonymous memory of this process in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.needs_uffd
+def test_evict_gives_memory_back_and_a_touch_fills_again(tmp_path: Path) -> None:
+    a = smooth((64, 1 << 18))  # 64 MiB, a row is a MiB
+    lm.save(tmp_path / "a.lzm", a=a, chunk_bytes=1 << 16)
+    with lm.open(tmp_path / "a.lzm") as store:
+        lazy = store["a"].load()
+        before = rss_anon()
+        assert lazy.evict(np.s_[8:]) == 56 << 20
+        assert before - rss_anon() > 50 << 20
+        assert lazy.residency().chunks_resident == 8 * 16
+        assert np.array_equal(lazy, a)
+        assert store.stats().fills == 64 * 16 + 56 * 16
+        assert lazy.evict() == a.nbytes
+        assert lazy.evict() == 0
+        assert lazy[-1, -1] == a[-1, -1]
+
+
+@pytest.mark.needs_uffd
+def test_evict_takes_whole_chunks_only(tmp_path: Path) -> None:
+    a = smooth((10_000,))
+    lm.save(tmp_path / "a.lzm", a=a, chunk_bytes=4096)
+    with lm.open(tmp_path / "a.lzm") as store:
+        lazy = store["a"].load()
+        assert lazy.evict(np.s_[1:2047]) == 0
+        assert lazy.evict(np.s_[1:2048]) == 4096
+        assert lazy.evict(np.s_[9_216:]) == (10_000 - 9_216) * 4  # the last, short chunk
+        assert lazy.residency().chunks_resident == 10 - 2
+        assert np.array_equal(lazy, a)
+
+
+def test_evict_of_what_may_have_been_written_is_refused(tmp_path: Path) -> None:
+    lm.save(tmp_path / "a.lzm", a=np.arange(10_000))
+    with lm.open(tmp_path / "a.lzm", "c") as store:
+        store["a"][5] = -1
+        if store["a"]._binding.region is not None:
+            with pytest.raises(ValueError, match="mode 'c'"):
+                store["a"].evict()
+        assert store["a"][5] == -1
