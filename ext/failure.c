@@ -186,15 +186,17 @@ int lm__failure_next_queued(struct lm_error *out)
     return s != NULL;
 }
 
-void lm__failure_announced(int32_t tid)
+int lm__failure_announced(int32_t tid)
 {
     pthread_mutex_lock(&g_lock);
     struct slot *s = find_locked(tid);
     /* Else it was taken, and this is the thread's next one. */
-    if (s && s->state == ANNOUNCING)
+    int is_waiting = s && s->state == ANNOUNCING;
+    if (is_waiting)
         s->state = ANNOUNCED;
     pthread_cond_broadcast(&g_changed);
     pthread_mutex_unlock(&g_lock);
+    return is_waiting;
 }
 
 /* The threads are gone that errors wait for, or that wait for the condition.  The child's

@@ -346,7 +346,8 @@ struct lm__runtime {
 int lm__failure_takes_interrupts(void);
 int lm__failure_is_waiting(int32_t tid); /* 1 if an error waits for thread `tid` */
 int lm__failure_next_queued(struct lm_error *out); /* 1 if there was one */
-void lm__failure_announced(int32_t tid);
+/* The runtime has been told.  Returns 0 if the error was taken meanwhile. */
+int lm__failure_announced(int32_t tid);
 void lm__failure_set_runtime(const struct lm__runtime *runtime);
 /* Keep `cause` for thread `tid`, unless an error waits for it already.  Returns how many
  * failures that thread has met since it last took one: 1 for the first. */

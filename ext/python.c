@@ -65,7 +65,7 @@ static unsigned long python_thread(int32_t tid)
     return ident;
 }
 
-/* With the GIL. */
+/* With the GIL, which the calls into Python may drop for a while. */
 static void announce(const struct lm_error *error)
 {
     int32_t main_tid = (int32_t)getpid();
@@ -77,16 +77,17 @@ static void announce(const struct lm_error *error)
         Py_AddPendingCall(raise_in_main, NULL);
     }
     Py_XDECREF(cls);
+    /* Whoever takes an error cancels its exception, which did not exist yet. */
+    if (!lm__failure_announced(error->tid) && ident)
+        PyThreadState_SetAsyncExc(ident, NULL);
 }
 
 static void announce_later(void)
 {
     struct lm_error error;
     PyGILState_STATE gil = PyGILState_Ensure();
-    while (lm__failure_next_queued(&error)) {
+    while (lm__failure_next_queued(&error))
         announce(&error);
-        lm__failure_announced(error.tid);
-    }
     PyGILState_Release(gil);
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import lazymem as lm
+from lazymem import _engine
 from tests.conftest import smooth
 from tests.faults.test_damage import CHUNK, flip, places
 
@@ -105,3 +106,20 @@ def test_an_error_is_raised_once(store: lm.Store) -> None:
         for _ in range(1000):  # nothing arrives late
             pass
     assert outcome(np.asarray(a)[200:].sum) == "silence"
+
+
+def test_an_error_taken_while_it_is_announced_is_not_raised(
+    store: lm.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enumerate_threads = threading.enumerate
+
+    def take_first() -> list[threading.Thread]:
+        """Do as a thread's own operation that comes before the announcement."""
+        for thread in enumerate_threads():
+            _engine.lib.lm_failure_take(thread.native_id, _engine.ffi.NULL)
+        return enumerate_threads()
+
+    monkeypatch.setattr(threading, "enumerate", take_first)
+    plain = np.asarray(store["a"])
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(outcome, plain.sum, 0.1).result() == "silence"
