@@ -58,6 +58,7 @@ class Store(Mapping[str, LazyArray]):
         self._prune_at = _PRUNE_MIN
         self._kept: dict[str, LazyArray] = {}
         self._closed = False
+        _stores[id(self)] = self
         torn = self._handle.commit.torn_bytes
         if torn:
             warnings.warn(
@@ -316,6 +317,18 @@ class Store(Mapping[str, LazyArray]):
                 return bind(info, memory, region, user_mode_only=user_mode_only)
         array.flags.writeable = self._mode == "c"
         return array
+
+
+_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
+
+
+def _renew_locks() -> None:
+    """Let a forked child use its stores, whoever held their locks in the parent."""
+    for store in _stores.values():
+        store._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _load_whole(obj: _engine.ObjectHandle) -> memoryview:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,20 @@ def test_a_forked_child_reads_right_data_resident_or_not(path: Path) -> None:
             assert os.waitpid(pid, 0)[1] == 0
         assert c[1, 1] == A[1, 1]
         np.testing.assert_array_equal(a, A)
+
+
+@pytest.mark.needs_uffd
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+def test_a_child_forked_amid_a_look_up_can_look_up(path: Path) -> None:
+    with lm.open(path) as store:
+        with store._lock:  # as if another thread were looking an array up
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(10)
+                os._exit(0 if store["a"][0, 0] == A[0, 0] else 1)
+        assert os.waitpid(pid, 0)[1] == 0
 
 
 # ---- memory changed from outside
