@@ -7,9 +7,14 @@ PYTHON ?= python3
 PYTHONS ?= $(shell sh tools/find_pythons.sh)
 VENV = .venv-$(notdir $(PYTHON))
 BIN = $(VENV)/bin
+C_FILES = ext/*.c ext/*.h tests/engine/*.c tests/engine/*.h tests/stress/*.c tests/stress/*.h
+ENGINE_TESTS = tests/engine tests/stress/test_stress.py::test_stress_of_the_engine
+SECONDS = 60
+SEED =
 SOURCES = $(wildcard ext/*.c ext/*.h ext/*.py lazymem/_version.py) setup.py setup.cfg
 
-.PHONY: help demo test test-one check lint format asan tsan bench bench-smoke clean
+.PHONY: help demo test test-one check lint format asan tsan stress bench bench-smoke \
+    clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,19 +42,23 @@ lint: $(VENV)/lint.done ## ruff, mypy, clang-format, codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror ext/*.c ext/*.h tests/engine/*.c tests/engine/*.h
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/codespell
 
 format: $(VENV)/lint.done ## let the tools rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i ext/*.c ext/*.h tests/engine/*.c tests/engine/*.h
+	$(BIN)/clang-format -i $(C_FILES)
 
 asan: $(VENV)/test.done ## the engine's own tests under ASan and UBSan
-	LAZYMEM_SANITIZERS=asan $(BIN)/python -m pytest tests/engine
+	LAZYMEM_SANITIZERS=asan $(BIN)/python -m pytest $(ENGINE_TESTS)
 
 tsan: $(VENV)/test.done ## the engine's own tests under TSan
-	LAZYMEM_SANITIZERS=tsan $(BIN)/python -m pytest tests/engine
+	LAZYMEM_SANITIZERS=tsan $(BIN)/python -m pytest $(ENGINE_TESTS)
+
+stress: $(VENV)/test.done ## everything at once: SECONDS=60 for each layer, SEED= to repeat
+	LAZYMEM_STRESS_SECONDS=$(SECONDS) LAZYMEM_STRESS_SEED=$(SEED) \
+	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/stress
 
 bench: $(VENV)/bench.done ## measure beside the peers; minutes
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from lazymem import _engine
+from tests.engine.build import engine  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 
