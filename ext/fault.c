@@ -188,13 +188,24 @@ static void drop_pages(const lm_region *r, uint64_t chunk_idx)
     lm__pages_drop(chunk_addr(r, chunk_idx), lm__region_chunk_span(r, chunk_idx));
 }
 
+/* Wake all who wait for a range.  None of them stays on the table: an error would be left for
+ * a thread that has long gone on. */
+static void wake_span(struct span span)
+{
+    int32_t tid;
+    do {
+        while ((tid = waiter_take_in(span)) != 0)
+            lm__interrupt_end(tid);
+        lm__uffd_wake(span.addr, span.bytes);
+        tid = waiter_take_in(span); /* entered meanwhile */
+        lm__interrupt_end(tid);
+    } while (tid != 0);
+}
+
 /* Wake all who wait for a chunk that is no longer FILLING. */
 static void wake(const lm_region *r, uint64_t chunk_idx)
 {
-    struct span chunk = chunk_span(r, chunk_idx);
-    for (int32_t tid; (tid = waiter_take_in(chunk)) != 0;)
-        lm__interrupt_end(tid);
-    lm__uffd_wake(chunk.addr, chunk.bytes);
+    wake_span(chunk_span(r, chunk_idx));
 }
 
 /* Give a FILLING chunk up and let those who wait for it fault again. */
@@ -520,8 +531,7 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
         /* A chunk can be CLEAN with a page missing (C2), and an event can be older than the
          * fill that has served it.  Only the kernel can tell them apart. */
         if (state == LM_CHUNK_CLEAN && lm__page_is_present(fault->addr)) {
-            waiter_take(w);
-            lm__uffd_wake(w.page, lm__page_bytes());
+            wake_span((struct span){w.page, lm__page_bytes()});
             return;
         }
         int claimed = lm__chunks_claim(&r->chunks, chunk_idx, state);
