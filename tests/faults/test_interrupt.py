@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Does Ctrl-C end an operation that waits for a slow source?
 
-The source hangs until the test lets it go, so nothing here depends on time: an operation
-that ends while the source hangs was interrupted.
+The source hangs until the test lets it go, so nothing here depends on time: what ends
+while the source hangs was interrupted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import lazymem as lm
 from tests.conftest import smooth
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
+    pass
 
 pytestmark = pytest.mark.needs_uffd
 
@@ -71,7 +70,8 @@ def output(run_python: Run, path: Path, script: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "operation", ["a.sum()", "plain.sum()", "a[0, 0]", "a[3:200].copy()", "np.sort(plain)"]
+    "operation",
+    ["a.sum()", "plain.sum()", "a[0, 0]", "a[3:200].copy()", "np.sort(plain)"],
 )
 def test_an_operation_on_a_hanging_source(
     run_python: Run, path: Path, operation: str

@@ -52,14 +52,14 @@ struct thing {
 };
 
 static struct thing g_things[OBJECTS] = {
-    {{100003, 4096, 0, LM_CODEC_NONE, 0}, 0, {0}},
-    {{300, 4096, 0, LM_CODEC_LZ4, 1}, 0, {0}},
-    {{20480, 4096, 8, LM_CODEC_LZ4, 1}, 0, {0}},
-    {{3u << 20, 16384, 4, LM_CODEC_LZ4, 1}, 0, {0}},
-    {{(5u << 20) + 777, 65536, 8, LM_CODEC_ZSTD, 1}, 0, {0}},
-    {{2u << 20, 262144, 0, LM_CODEC_NONE, 0}, 0, {0}},
-    {{40u << 20, 131072, 0, LM_CODEC_ZSTD, 1}, 1, {0}}, /* an arena of its own */
-    {{24u << 20, 1u << 20, 4, LM_CODEC_ZSTD, 1}, 0, {0}},
+    {{100003, 4096, 0, LM_CODEC_NONE, 0, 1}, 0, {0}},
+    {{300, 4096, 0, LM_CODEC_LZ4, 1, 1}, 0, {0}},
+    {{20480, 4096, 8, LM_CODEC_LZ4, 1, 1}, 0, {0}},
+    {{3u << 20, 16384, 4, LM_CODEC_LZ4, 1, 1}, 0, {0}},
+    {{(5u << 20) + 777, 65536, 8, LM_CODEC_ZSTD, 1, 1}, 0, {0}},
+    {{2u << 20, 262144, 0, LM_CODEC_NONE, 0, 1}, 0, {0}},
+    {{40u << 20, 131072, 0, LM_CODEC_ZSTD, 1, 1}, 1, {0}}, /* an arena of its own */
+    {{24u << 20, 1u << 20, 4, LM_CODEC_ZSTD, 1, 1}, 0, {0}},
 };
 
 /* Never 0xFF, which stands for failure. */
@@ -373,6 +373,17 @@ static void op_drop(struct thread *t)
     handle_put(h);
 }
 
+static void op_evict(struct thread *t)
+{
+    struct handle *h = handle_get(t);
+    uint64_t chunk_bytes = g_things[h->thing].enc.chunk_bytes;
+    struct range range = draw_range(t, thing_bytes(h), chunk_bytes * (1 + draw(t, 16)));
+    uint64_t evicted = lm_region_evict(h->region, range.offset, range.nbytes);
+    CHECK(evicted <= range.nbytes);
+    touch_here_and_there(t, h);
+    handle_put(h);
+}
+
 static void op_look(struct thread *t)
 {
     static uint8_t masks[THREADS][40u << 8];
@@ -625,11 +636,11 @@ static const struct op {
 } OPS[] = {
     {"touch", 400, op_touch},      {"scan", 100, op_scan},
     {"prefetch", 60, op_prefetch}, {"drop", 120, op_drop},
-    {"look", 20, op_look},         {"release", 6, op_release},
-    {"replace", 60, op_replace},   {"orphan", 20, op_orphan},
-    {"reopen", 10, op_reopen},     {"verify", 6, op_verify},
-    {"read", 30, op_read},         {"inject", 2, op_inject},
-    {"fork", 8, op_fork},
+    {"evict", 120, op_evict},      {"look", 20, op_look},
+    {"release", 6, op_release},    {"replace", 60, op_replace},
+    {"orphan", 20, op_orphan},     {"reopen", 10, op_reopen},
+    {"verify", 6, op_verify},      {"read", 30, op_read},
+    {"inject", 2, op_inject},      {"fork", 8, op_fork},
 };
 #define OP_COUNT (sizeof OPS / sizeof OPS[0])
 

@@ -244,6 +244,15 @@ def prefetch(worker: Worker) -> None:
         repr(a)
 
 
+def evict(worker: Worker) -> None:
+    slot = worker.slot()
+    store = slot.store
+    with may_be_closed(store):
+        a, right = pick(worker, slot)
+        if store.mode == "r":
+            a.evict(worker.index_of(right))
+
+
 def damaged(worker: Worker) -> None:
     """Read what can't be read, beside what can."""
     slot = next(s for s in worker.run.slots if BAD in s.kind.oracle)
@@ -378,6 +387,7 @@ OPS: dict[str, tuple[int, Callable[[Worker], None]]] = {
     "plain": (200, plain),
     "whole": (20, whole),
     "prefetch": (60, prefetch),
+    "evict": (60, evict),
     "damaged": (10, damaged),
     "reopen": (40, reopen),
     "verify": (8, verify),
@@ -386,7 +396,7 @@ OPS: dict[str, tuple[int, Callable[[Worker], None]]] = {
     "process": (1, process),
 }
 """Name, weight and function of all that a thread may do.  What arrays learn to do
-(eviction, writing, snapshots) gets a line here and a function above."""
+(writing, snapshots) gets a line here and a function above."""
 
 
 # ---- the run -------------------------------------------------------------------------

@@ -371,7 +371,9 @@ def test_evict_takes_whole_chunks_only(tmp_path: Path) -> None:
         lazy = store["a"].load()
         assert lazy.evict(np.s_[1:2047]) == 0
         assert lazy.evict(np.s_[1:2048]) == 4096
-        assert lazy.evict(np.s_[9_216:]) == (10_000 - 9_216) * 4  # the last, short chunk
+        assert (
+            lazy.evict(np.s_[9_216:]) == (10_000 - 9_216) * 4
+        )  # the last, short chunk
         assert lazy.residency().chunks_resident == 10 - 2
         assert np.array_equal(lazy, a)
 
