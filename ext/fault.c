@@ -398,10 +398,24 @@ static void await_readers(void)
     nanosleep(&pause, NULL); /* for the last one read to be entered in the table */
 }
 
+/* The page is dead, and whoever waits for it finds out; others who wait for the chunk fault
+ * again. */
+static void poison(lm_region *r, const struct failed *f)
+{
+    lm__region_keep_error(r, f->cause);
+    lm__uffd_poison(f->page, lm__page_bytes());
+    lm_add_seq_cst(&r->failures_over, 1);
+    wake_span(f->span);
+}
+
 /* Let all who wait end their instruction with false bytes, and their operation with an
  * error. */
 static void serve_failure(lm_region *r, struct failed f)
 {
+    if (r->on_error == LM_ON_ERROR_SIGBUS) {
+        poison(r, &f);
+        return;
+    }
     unsigned times = count_failure(f.page);
     uint64_t took_ns = now_ns() - f.began_ns;
     if (f.tid == 0 && (f.tid = waiter_take_in(f.span)) == 0)

@@ -326,6 +326,9 @@ enum lm__install lm__uffd_copy_huge(uintptr_t addr, const void *src, size_t byte
                                     unsigned page_shift);
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes);
 void lm__uffd_wake(uintptr_t addr, size_t bytes);
+/* Let every touch of absent pages raise SIGBUS, until they are dropped. */
+void lm__uffd_poison(uintptr_t addr, size_t bytes);
+int lm__uffd_can_poison(void);
 void lm__uffd_stats(struct lm_pager_stats *out);
 #ifdef LM_CHECKS
 /* For tests: let the next start ask for these features too. */
@@ -377,6 +380,7 @@ struct lm__arena;
 struct lm_region {
     _Atomic uint32_t refs; /* the owner's, and one for every fill in flight */
     lm_object *object;     /* fixed after open, as all down to slot_idx */
+    enum lm_on_error on_error;
     uintptr_t addr;
     size_t bytes; /* of the mapping: whole pages */
     struct lm__arena *arena;

@@ -160,9 +160,15 @@ struct lm_region_stats {
     uint64_t stored_bytes_read;
 };
 
+/* What a touch of a chunk that can't be filled does: leave an error for the thread, or raise
+ * SIGBUS there (a system call gets EFAULT), as a memory map would. */
+enum lm_on_error { LM_ON_ERROR_RAISE = 0, LM_ON_ERROR_SIGBUS = 1 };
+
 /* Reserve address space for the object; touches nothing.  LM_E_NO_UFFD where
- * lm_pager_start() has not succeeded: read the object with lm_object_read() instead. */
-int lm_region_open(lm_object *object, lm_region **out, struct lm_error *err);
+ * lm_pager_start() has not succeeded: read the object with lm_object_read() instead; or
+ * where the kernel knows no UFFDIO_POISON, which LM_ON_ERROR_SIGBUS needs. */
+int lm_region_open(lm_object *object, enum lm_on_error on_error, lm_region **out,
+                   struct lm_error *err);
 void *lm_region_addr(const lm_region *region);
 /* Free the memory now; views stay mapped and a touch of them is LM_E_CLOSED. */
 void lm_region_release(lm_region *region);
@@ -232,6 +238,7 @@ struct lm_pager_stats {
     uint64_t enoent;
     uint64_t enomem;
     uint64_t refused; /* EINVAL and EFAULT */
+    uint64_t poisons; /* UFFDIO_POISON calls */
     uint64_t regions_live;
     uint64_t arenas;
     uint64_t handlers;

@@ -279,7 +279,8 @@ void lm__region_fork_child(void)
 
 /* ---- lifetime ----------------------------------------------------------------------------------------- */
 
-int lm_region_open(lm_object *object, lm_region **out, struct lm_error *err)
+int lm_region_open(lm_object *object, enum lm_on_error on_error, lm_region **out,
+                   struct lm_error *err)
 {
     struct lm_error cause = lm__error(LM_E_NO_UFFD, "chunk smaller than a page");
     cause.tag = object->spec.tag;
@@ -289,6 +290,9 @@ int lm_region_open(lm_object *object, lm_region **out, struct lm_error *err)
     snprintf(cause.what, sizeof cause.what, "userfaultfd");
     if (!lm__uffd_is_open())
         return lm__fail(err, cause);
+    snprintf(cause.what, sizeof cause.what, "UFFDIO_POISON, for on_error");
+    if (on_error == LM_ON_ERROR_SIGBUS && !lm__uffd_can_poison())
+        return lm__fail(err, cause);
     lm_region *r = calloc(1, sizeof *r);
     if (!r) {
         cause.code = -ENOMEM;
@@ -296,6 +300,7 @@ int lm_region_open(lm_object *object, lm_region **out, struct lm_error *err)
     }
     r->refs = 1;
     r->object = object;
+    r->on_error = on_error;
     r->bytes = lm__round_up(object->spec.object_bytes, lm__page_bytes());
     int rc = lm__chunks_init(&r->chunks, object->chunks);
     if (rc != 0)

@@ -37,6 +37,7 @@
 #define UFFDIO_REGISTER_MODE_MISSING 1ull
 #define UFFDIO_MODE_DONTWAKE         1ull /* of COPY and of ZEROPAGE */
 #define UFFD_FEATURE_THREAD_ID       (1ull << 8)
+#define UFFD_FEATURE_POISON          (1ull << 14)
 
 struct uffd_msg {
     uint8_t event;
@@ -67,6 +68,11 @@ struct uffdio_zeropage {
     uint64_t mode;
     int64_t zeropage;
 };
+struct uffdio_poison {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t updated;
+};
 
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #define UFFDIO_API          _IOWR(0xAA, 0x3F, struct uffdio_api)
@@ -74,6 +80,7 @@ struct uffdio_zeropage {
 #define UFFDIO_WAKE         _IOR(0xAA, 0x02, struct uffdio_range)
 #define UFFDIO_COPY         _IOWR(0xAA, 0x03, struct uffdio_copy)
 #define UFFDIO_ZEROPAGE     _IOWR(0xAA, 0x04, struct uffdio_zeropage)
+#define UFFDIO_POISON       _IOWR(0xAA, 0x08, struct uffdio_poison)
 
 #define EAGAIN_RETRIES                                                                 \
     2000 /* of 0.5 ms: far longer than any change of a mapping takes */
@@ -194,12 +201,14 @@ static int uffd_open(struct lm_uffd_info *info)
 
 static _Atomic int g_uffd = -1; /* the process's */
 static _Atomic int g_mode;
+static _Atomic uint64_t g_features; /* offered */
 
 int lm__uffd_start(void)
 {
     struct lm_uffd_info info;
     int uffd = uffd_open(&info);
     lm_store_relaxed(&g_mode, info.mode);
+    lm_store_relaxed(&g_features, info.features);
     lm_store_release(&g_uffd, uffd < 0 ? -1 : uffd);
     return uffd < 0 ? uffd : 0;
 }
@@ -232,7 +241,7 @@ int lm__uffd_register(uintptr_t addr, size_t bytes)
 
 static struct {
     _Atomic uint64_t events, copies, zeropages, wakes;
-    _Atomic uint64_t eexist, eagain_partial, eagain, enoent, enomem, refused;
+    _Atomic uint64_t eexist, eagain_partial, eagain, enoent, enomem, refused, poisons;
 } g_stats;
 
 int lm__uffd_read(struct lm__fault *out)
@@ -273,6 +282,19 @@ void lm__uffd_wake(uintptr_t addr, size_t bytes)
     lm_add_relaxed(&g_stats.wakes, 1);
     ioctl(lm_load_acquire(&g_uffd), UFFDIO_WAKE,
           &range); /* fails only where nobody can be waiting */
+}
+
+int lm__uffd_can_poison(void)
+{
+    return (lm_load_relaxed(&g_features) & UFFD_FEATURE_POISON) != 0;
+}
+
+void lm__uffd_poison(uintptr_t addr, size_t bytes)
+{
+    struct uffdio_poison arg = {{addr, bytes}, UFFDIO_MODE_DONTWAKE, 0};
+    lm_add_relaxed(&g_stats.poisons, 1);
+    /* Where it fails the thread faults again, and it is tried again. */
+    ioctl(lm_load_acquire(&g_uffd), UFFDIO_POISON, &arg);
 }
 
 /* ---- installing ----------------------------------------------------------------------------------- */
@@ -400,4 +422,5 @@ void lm__uffd_stats(struct lm_pager_stats *out)
     out->enoent = lm_load_relaxed(&g_stats.enoent);
     out->enomem = lm_load_relaxed(&g_stats.enomem);
     out->refused = lm_load_relaxed(&g_stats.refused);
+    out->poisons = lm_load_relaxed(&g_stats.poisons);
 }

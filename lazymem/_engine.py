@@ -34,6 +34,7 @@ Tick = Callable[[int, int], None]
 """Called now and then with the steps done and the steps in all."""
 
 CODECS = {"none": lib.LM_CODEC_NONE, "lz4": lib.LM_CODEC_LZ4, "zstd": lib.LM_CODEC_ZSTD}
+ON_ERROR = {"raise": lib.LM_ON_ERROR_RAISE, "sigbus": lib.LM_ON_ERROR_SIGBUS}
 CHUNK_BYTES_MIN = int(lib.LM_CHUNK_BYTES_MIN)
 CHUNK_BYTES_MAX = int(lib.LM_CHUNK_BYTES_MAX)
 _NONE = 2**64 - 1
@@ -349,9 +350,9 @@ class ObjectHandle:
 class RegionHandle:
     """An object as memory, which lives as long as the handle or a view of it."""
 
-    def __init__(self, obj: ObjectHandle) -> None:
+    def __init__(self, obj: ObjectHandle, on_error: str = "raise") -> None:
         out, error = ffi.new(_REGION_OUT), _new_error()
-        code = lib.lm_region_open(obj.pointer, out, error)
+        code = lib.lm_region_open(obj.pointer, ON_ERROR[on_error], out, error)
         _check(code, error, obj.path, obj.name)
         self.object = obj
         self.pointer = ffi.gc(out[0], lib.lm_region_close)
@@ -536,6 +537,11 @@ def uffd_probe() -> Any:
 def start_pager() -> None:
     """Start the fault threads; where that fails, opening a region will say so."""
     lib.lm_pager_start()
+
+
+def has_pager() -> bool:
+    """Return whether faults are served in this process."""
+    return bool(lib.lm_pager_mode() != lib.LM_UFFD_NONE)
 
 
 def user_mode_only() -> bool:

@@ -45,10 +45,15 @@ class Store(Mapping[str, LazyArray]):
     touched.
     """
 
-    def __init__(self, path: str, mode: Literal["r", "c"]) -> None:
+    def __init__(
+        self,
+        path: str,
+        mode: Literal["r", "c"],
+        on_error: Literal["raise", "sigbus"] = "raise",
+    ) -> None:
         _engine.start_pager()  # its threads get ready while the file is looked at
         self._handle = _engine.StoreHandle(path)
-        self._path, self._mode = path, mode
+        self._path, self._mode, self._on_error = path, mode, on_error
         self._manifest = manifest.decode(self._handle.manifest(), path)
         self._objects: dict[str, Any] = self._manifest["objects"]
         self._lock = threading.Lock()
@@ -302,8 +307,10 @@ class Store(Mapping[str, LazyArray]):
         else:
             obj = self._object(info)
             try:
-                region = _engine.RegionHandle(obj)
+                region = _engine.RegionHandle(obj, self._on_error)
             except UnsupportedKernelError as exc:
+                if self._on_error != "raise" and _engine.has_pager():
+                    raise  # it is that which this kernel can't do
                 _warn_fallback(exc)
                 array = bind(info, _load_whole(obj), None)
             else:
@@ -374,7 +381,12 @@ def _warn_user_mode_only() -> bool:
     return _user_mode_only
 
 
-def open(path: str | os.PathLike[str], mode: Literal["r", "c"] = "r") -> Store:
+def open(
+    path: str | os.PathLike[str],
+    mode: Literal["r", "c"] = "r",
+    *,
+    on_error: Literal["raise", "sigbus"] = "raise",
+) -> Store:
     """Open a store file.
 
     Parameters
@@ -384,6 +396,11 @@ def open(path: str | os.PathLike[str], mode: Literal["r", "c"] = "r") -> Store:
     mode : {"r", "c"}, optional
         ``"r"``: arrays are read-only.  ``"c"``: copy on write, as in `numpy.memmap`:
         arrays are writable in memory, the file never changes.
+    on_error : {"raise", "sigbus"}, optional
+        What a touch of a chunk that can't be read does: raise an exception in the
+        thread, right after the operation; or raise SIGBUS, as `numpy.memmap` does, so
+        that not one instruction sees false bytes.  System calls then fail with EFAULT,
+        and the page stays dead until the store is opened again.
 
     Returns
     -------
@@ -395,6 +412,9 @@ def open(path: str | os.PathLike[str], mode: Literal["r", "c"] = "r") -> Store:
         If the file can't be opened.
     FormatError
         If it is not a store, is damaged, or is of a later version.
+    UnsupportedKernelError
+        If an array is asked for and the kernel can't do what `on_error` says
+        (``"sigbus"`` needs Linux 6.6).
 
     Notes
     -----
@@ -410,7 +430,9 @@ def open(path: str | os.PathLike[str], mode: Literal["r", "c"] = "r") -> Store:
     """
     if mode not in ("r", "c"):
         raise ValueError(f"mode must be 'r' or 'c', not {mode!r}")
-    return Store(os.fspath(path), mode)
+    if on_error not in _engine.ON_ERROR:
+        raise ValueError(f"on_error must be 'raise' or 'sigbus', not {on_error!r}")
+    return Store(os.fspath(path), mode, on_error)
 
 
 def _warm() -> None:
