@@ -569,15 +569,24 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
 static void serve_dangling(const struct lm__fault *fault)
 {
     struct lm_error cause = lm__error(LM_E_DANGLING, "address");
+    struct waiter w = waiter_of(fault);
     cause.found = fault->addr;
-    if (!waiter_take(waiter_of(fault)))
+    lm__pause("no region");
+    if (!waiter_take(w))
         return; /* the region's last fill has woken the thread */
-    lm__failure_report(fault->tid, &cause);
-    lm__failure_wait_announced(fault->tid, ANNOUNCE_MS);
-    lm__region_serve_dangling(fault->addr);
+    /* The event may be an old one, and the waiter the same thread's on the range's new owner,
+     * which then is there to be found. */
+    lm_region *r = lm__region_find(fault->addr);
+    if (r) {
+        lm__region_drop(r);
+    } else {
+        lm__failure_report(fault->tid, &cause);
+        lm__failure_wait_announced(fault->tid, ANNOUNCE_MS);
+        lm__region_serve_dangling(fault->addr);
+    }
     /* Served, or to fault once more: on a new owner's memory, for want of memory now, or to
      * get SIGSEGV where nothing is mapped any more. */
-    lm__uffd_wake(lm__round_down(fault->addr, lm__page_bytes()), lm__page_bytes());
+    lm__uffd_wake(w.page, lm__page_bytes());
 }
 
 void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
