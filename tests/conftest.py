@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -17,6 +18,12 @@ from lazymem import _engine
 from tests.engine.build import engine  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = os.sysconf("SC_PAGESIZE")
+LIBC = ctypes.CDLL(None, use_errno=True)
+_ADDR, _BYTES, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+LIBC.madvise.argtypes = LIBC.mprotect.argtypes = [_ADDR, _BYTES, _INT]
+LIBC.mlock.argtypes = LIBC.munlock.argtypes = LIBC.munmap.argtypes = [_ADDR, _BYTES]
+LIBC.mremap.argtypes, LIBC.mremap.restype = [_ADDR, _BYTES, _BYTES, _INT], _ADDR
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

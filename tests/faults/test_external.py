@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What if somebody else changes the memory of an array, or what memory there is?
+
+Each test says what other systems do, and what lazymem does.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lazymem as lm
+from lazymem.testing import failing
+from tests.conftest import LIBC, PAGE, smooth
+
+A = smooth((500, 1000))
+CHUNK = 65536
+MADV_HUGEPAGE = 14
+PROT_NONE, PROT_READ_WRITE = 0, 3
+
+pytestmark = pytest.mark.needs_uffd
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    lm.save(tmp_path / "s.lzm", a=A, chunk_bytes=CHUNK)
+    return tmp_path / "s.lzm"
+
+
+def address(a: Any) -> int:
+    return int(np.asarray(a).ctypes.data)
+
+
+# ---- attributes of a part of the memory
+# ---------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["mlock", "madvise", "mprotect"])
+def test_attributes_of_some_pages_leave_their_chunks_fillable(
+    path: Path, what: str
+) -> None:
+    """Where only a part of a chunk is locked, advised or protected.
+
+    np.memmap: works.  The kernel cuts the mapping in three, and UFFDIO_COPY takes no
+    range across mappings.  lazymem goes on page by page.
+    """
+    with lm.open(path) as store:
+        a = np.asarray(store["a"])
+        part = address(a) + 3 * CHUNK + 2 * PAGE, 2 * PAGE
+        if what == "mlock":
+            assert LIBC.mlock(*part) == 0
+        elif what == "madvise":
+            assert LIBC.madvise(*part, MADV_HUGEPAGE) == 0
+        else:
+            assert LIBC.mprotect(*part, PROT_NONE) == 0
+            beside = slice(3 * CHUNK // 4, (3 * CHUNK + 2 * PAGE) // 4)
+            assert np.array_equal(a.ravel()[beside], A.ravel()[beside])
+            assert LIBC.mprotect(*part, PROT_READ_WRITE) == 0
+        np.testing.assert_array_equal(a, A)
+        LIBC.munlock(*part)
+
+
+# ---- locked memory
+# ------------------------------------------------------------------------
+
+
+def test_locked_memory_is_filled_by_the_lock(path: Path) -> None:
+    """Where mlock() is called on an array that is not in memory.
+
+    np.memmap: reads the file.  Anonymous memory: zeros.  lazymem: mlock() fills it.
+    """
+    with lm.open(path) as store:
+        a = store["a"]
+        assert LIBC.mlock(address(a), a.nbytes) == 0
+        assert a.residency().fraction == 1
+        np.testing.assert_array_equal(a, A)
+
+
+def test_locked_memory_of_a_closed_store_is_given_back(path: Path) -> None:
+    """Where an array is locked in memory, and its store is closed.
+
+    madvise(MADV_DONTNEED) refuses locked pages.  lazymem drops them all the same: a
+    touch raises, and the next array at that place shows nothing of the last one.
+    """
+    lm.save(path.with_name("other.lzm"), a=np.full_like(A, 7), chunk_bytes=CHUNK)
+    store = lm.open(path)
+    a = np.asarray(store["a"])
+    start = address(a)
+    assert LIBC.mlock(start, a.nbytes) == 0
+    np.testing.assert_array_equal(a, A)
+    store.close()
+    with pytest.raises(lm.ClosedError):
+        a.sum()
+    del a, store
+    with lm.open(path.with_name("other.lzm")) as other:
+        assert address(other["a"]) == start
+        assert np.all(np.asarray(other["a"]) == 7)
+
+
+def test_failures_in_locked_memory_heal(path: Path) -> None:
+    """Where the chunks of locked memory can't be read for a while.
+
+    Here the 0xFF bytes with which a failed touch is let go are locked as well.  lazymem
+    drops them all the same: no later reader takes them for data.
+    """
+    with lm.open(path) as store:
+        a = np.asarray(store["a"])
+        with failing("read", errno.ENXIO), pytest.raises(lm.FillError):
+            LIBC.mlock(address(a), a.nbytes)
+        np.testing.assert_array_equal(a, A)
+        LIBC.munlock(address(a), a.nbytes)
