@@ -580,8 +580,10 @@ static void serve_dangling(const struct lm__fault *fault)
     if (r) {
         lm__region_drop(r);
     } else {
-        lm__failure_report(fault->tid, &cause);
-        lm__failure_wait_announced(fault->tid, ANNOUNCE_MS);
+        if (!lm__region_is_padding(fault->addr)) {
+            lm__failure_report(fault->tid, &cause);
+            lm__failure_wait_announced(fault->tid, ANNOUNCE_MS);
+        }
         lm__region_serve_dangling(fault->addr);
     }
     /* Served, or to fault once more: on a new owner's memory, for want of memory now, or to

@@ -396,6 +396,8 @@ struct lm_region {
 /* The region that owns `addr`, with a reference, or NULL. */
 lm_region *lm__region_find(uintptr_t addr);
 void lm__region_drop(lm_region *region);
+/* 1 if `addr` lies behind a region in its slot.  No pointer leads there, but mlockall(). */
+int lm__region_is_padding(uintptr_t addr);
 /* A touch of an arena page that no region owns: let the thread go on with 0xFF bytes.
  * 0 if `addr` lies in no arena either. */
 int lm__region_serve_dangling(uintptr_t addr);

@@ -40,6 +40,7 @@ struct lm__arena {
     uint32_t *free_slots; /* a stack of those that came back */
     size_t free_count;
     int served_dangling; /* free slots may hold pages */
+    int is_lost;         /* a forked child could not register it: no slot to hand out */
 };
 
 static pthread_mutex_t g_map_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -73,7 +74,9 @@ static int arena_new(size_t bytes, unsigned slot_shift, struct lm__arena **out)
     if (!a->regions || !a->free_slots)
         goto free_arena;
 
-    /* After mlockall() the system fills whatever can be accessed, with zeros, at once. */
+    /* Slots become accessible when they are first handed out.  What can be accessed counts
+     * where memory is not overcommitted, and mlockall() has it filled at once: with zeros,
+     * before it is registered. */
     void *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                    -1, 0);
     if (p == MAP_FAILED) {
@@ -81,10 +84,7 @@ static int arena_new(size_t bytes, unsigned slot_shift, struct lm__arena **out)
         goto free_arena;
     }
     a->addr = (uintptr_t)p;
-    if (munlock(p, bytes) < 0 || mprotect(p, bytes, PROT_READ | PROT_WRITE) < 0)
-        rc = -errno;
-    else
-        rc = lm__uffd_register(a->addr, bytes);
+    rc = munlock(p, bytes) < 0 ? -errno : lm__uffd_register(a->addr, bytes);
     if (rc != 0)
         goto free_arena;
     *out = a;
@@ -149,22 +149,37 @@ static struct lm__arena *arena_with_room_locked(unsigned slot_shift)
 {
     /* Newest last in address order need not be fullest, but arenas are few. */
     for (size_t i = 0; i < g_arena_count; i++)
-        if (g_arenas[i]->slot_shift == slot_shift &&
+        if (g_arenas[i]->slot_shift == slot_shift && !g_arenas[i]->is_lost &&
             (g_arenas[i]->free_count > 0 ||
              g_arenas[i]->used_slots < g_arenas[i]->slots))
             return g_arenas[i];
     return NULL;
 }
 
-static void slot_take_locked(struct lm__arena *a, lm_region *r)
+/* Make the next slot accessible.  Those before it are, so mappings do not multiply. */
+static int slot_add_locked(struct lm__arena *a)
 {
+    size_t bytes = a->bytes / a->slots;
+    if (mprotect((void *)(a->addr + a->used_slots * bytes), bytes,
+                 PROT_READ | PROT_WRITE) < 0)
+        return -errno;
+    a->free_slots[a->free_count++] = (uint32_t)a->used_slots++;
+    return 0;
+}
+
+static int slot_take_locked(struct lm__arena *a, lm_region *r)
+{
+    int rc = a->free_count > 0 ? 0 : slot_add_locked(a);
+    if (rc != 0)
+        return rc;
     r->arena = a;
-    r->slot_idx = a->free_count > 0 ? a->free_slots[--a->free_count] : a->used_slots++;
+    r->slot_idx = a->free_slots[--a->free_count];
     r->addr = a->addr + (r->slot_idx << a->slot_shift);
     a->regions[r->slot_idx] = r;
     g_region_count++;
     if (a->served_dangling)
         lm__pages_drop(r->addr, r->bytes);
+    return 0;
 }
 
 static int slot_take(lm_region *r)
@@ -185,8 +200,10 @@ static int slot_take(lm_region *r)
         if (rc == 0 && (rc = arena_insert_locked(a)) != 0)
             arena_free(a);
     }
-    if (rc == 0)
-        slot_take_locked(a, r);
+    if (rc == 0 && (rc = slot_take_locked(a, r)) != 0 && !is_shared) {
+        arena_remove_locked(a);
+        arena_free(a);
+    }
     pthread_mutex_unlock(&g_map_lock);
     return rc;
 }
@@ -238,6 +255,16 @@ lm_region *lm__region_find(uintptr_t addr)
     return r;
 }
 
+int lm__region_is_padding(uintptr_t addr)
+{
+    pthread_mutex_lock(&g_map_lock);
+    const struct lm__arena *a = arena_find_locked(addr);
+    const lm_region *r = a ? a->regions[(addr - a->addr) >> a->slot_shift] : NULL;
+    int is_padding = r && addr - r->addr >= r->bytes;
+    pthread_mutex_unlock(&g_map_lock);
+    return is_padding;
+}
+
 int lm__region_serve_dangling(uintptr_t addr)
 {
     static const uint8_t ones[65536] = {[0 ... 65535] = 0xFF};
@@ -273,6 +300,8 @@ void lm__region_fork_child(void)
     for (size_t i = 0; i < g_arena_count; i++) {
         struct lm__arena *a = g_arenas[i];
         if (!lm__uffd_is_open() || lm__uffd_register(a->addr, a->bytes) != 0)
+            a->is_lost = 1;
+        if (a->is_lost)
             mprotect((void *)a->addr, a->bytes, PROT_NONE);
     }
 }

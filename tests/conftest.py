@@ -7,6 +7,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def smooth(
     """Return numbers that compress, but not to nothing."""
     n = int(np.prod(shape))
     return (np.cumsum(np.sin(np.arange(n) * 0.37)) * 100).astype(dtype).reshape(shape)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
+    """Wait for what another thread or process is about to do."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.0001)
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ Each test says what other systems do, and what lazymem does.
 from __future__ import annotations
 
 import errno
+import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 
 import lazymem as lm
+from lazymem import _engine
 from lazymem.testing import failing
-from tests.conftest import LIBC, PAGE, smooth
+from tests.conftest import LIBC, PAGE, smooth, wait_until
 
 A = smooth((500, 1000))
 CHUNK = 65536
@@ -80,6 +83,37 @@ def test_locked_memory_is_filled_by_the_lock(path: Path) -> None:
         np.testing.assert_array_equal(a, A)
 
 
+MLOCKALL = """
+import sys, numpy as np, lazymem as lm
+from tests.conftest import LIBC, PAGE
+def resident_bytes():
+    return int(open("/proc/self/statm").read().split()[1]) * PAGE
+assert LIBC.mlockall(1) == 0  # MCL_CURRENT: what is not ours
+before = resident_bytes()
+with lm.open(sys.argv[1]) as store:
+    a = store["a"]
+    assert LIBC.mlockall(1) == 0
+    print(a.residency().fraction, resident_bytes() - before < 16 << 20)
+    np.save(sys.argv[2], np.asarray(a))
+    with lm.open(sys.argv[1], "c") as second:
+        assert np.array_equal(np.asarray(second["a"]), a)
+"""
+
+
+def test_mlockall_fills_the_open_arrays_and_nothing_else(
+    path: Path, tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    """Where mlockall() is called, as real-time programs do, while a store is open.
+
+    np.memmap: reads all maps.  lazymem: fills what is open; addresses that are only
+    reserved for more arrays take no memory and raise nothing.
+    """
+    done = run_python(MLOCKALL, path, tmp_path / "got.npy")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1.0 True\n"
+    np.testing.assert_array_equal(np.load(tmp_path / "got.npy"), A)
+
+
 def test_locked_memory_of_a_closed_store_is_given_back(path: Path) -> None:
     """Where an array is locked in memory, and its store is closed.
 
@@ -87,6 +121,8 @@ def test_locked_memory_of_a_closed_store_is_given_back(path: Path) -> None:
     touch raises, and the next array at that place shows nothing of the last one.
     """
     lm.save(path.with_name("other.lzm"), a=np.full_like(A, 7), chunk_bytes=CHUNK)
+    gc.collect()
+    regions = _engine.pager_stats()["regions_live"]
     store = lm.open(path)
     a = np.asarray(store["a"])
     start = address(a)
@@ -96,6 +132,7 @@ def test_locked_memory_of_a_closed_store_is_given_back(path: Path) -> None:
     with pytest.raises(lm.ClosedError):
         a.sum()
     del a, store
+    wait_until(lambda: _engine.pager_stats()["regions_live"] == regions)
     with lm.open(path.with_name("other.lzm")) as other:
         assert address(other["a"]) == start
         assert np.all(np.asarray(other["a"]) == 7)
