@@ -126,9 +126,10 @@ static void fork_child(void)
     lm__fault_fork_child();
     lm__workers_fork_child();
     lm__failure_fork_child();
-    if (g_pager.is_started && g_pager.start_error == 0) {
+    if (g_pager.is_started) {
         lm__uffd_stop();
         g_pager.start_error = start();
+        g_pager.is_started = g_pager.start_error == 0;
         lm__region_fork_child();
     }
     fork_done();
@@ -152,8 +153,8 @@ int lm_pager_start(void)
 {
     pthread_mutex_lock(&g_pager.start_lock);
     if (!g_pager.is_started) {
-        g_pager.is_started = 1;
         g_pager.start_error = start();
+        g_pager.is_started = g_pager.start_error == 0; /* file descriptors can run out */
     }
     int rc = g_pager.start_error;
     pthread_mutex_unlock(&g_pager.start_lock);

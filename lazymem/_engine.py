@@ -75,6 +75,8 @@ _HINTS = {
     lib.LM_E_NO_UFFD: "'lazymem doctor' tells how to allow it",
     lib.LM_E_LOST_MAPPING: "something unmapped or remapped the array's memory",
     -errno_names.EINTR: "a signal ended the wait; a later touch tries again",
+    -errno_names.ENOMEM: "free memory, or raise what limits this process (ulimit -v, "
+    "a memory cgroup, vm.overcommit_memory); a later touch tries again",
     lib.LM_E_DANGLING: "keep a reference to the array while its memory is in use",
 }
 _CLASSES: dict[int, type[LazyMemError]] = {

@@ -150,3 +150,79 @@ def test_failures_in_locked_memory_heal(path: Path) -> None:
             LIBC.mlock(address(a), a.nbytes)
         np.testing.assert_array_equal(a, A)
         LIBC.munlock(address(a), a.nbytes)
+
+
+# ---- limits
+# -------------------------------------------------------------------------------
+
+NO_DESCRIPTORS = """
+import os, resource, sys, numpy as np, lazymem as lm
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+taken = []
+try:
+    while True:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+for spare in range(3):
+    try:
+        array = lm.open(sys.argv[1])["a"]
+        print(spare, "opened", end=" ")
+        break
+    except OSError as error:
+        print(spare, error.strerror, error.filename == sys.argv[1])
+        del error
+    os.close(taken.pop())
+for fd in taken:
+    os.close(fd)
+with lm.open(sys.argv[1]) as store:
+    np.save(sys.argv[2], store["a"])
+    print("mode", store.stats().engine["mode"])
+"""
+
+
+def test_open_without_descriptors_is_an_os_error_that_passes(
+    path: Path, tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    """Where a process has no file descriptor left.
+
+    open(): OSError EMFILE.  lazymem: the same; one descriptor is the userfaultfd's, one
+    the file's.  When there are some again, so is all the rest.
+    """
+    done = run_python(NO_DESCRIPTORS, path, tmp_path / "got.npy")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "0 Too many open files True\n1 Too many open files True\n2 opened mode 1\n"
+    )
+    assert done.stderr == ""
+    np.testing.assert_array_equal(np.load(tmp_path / "got.npy"), A)
+
+
+NO_ADDRESSES = """
+import resource, sys, numpy as np, lazymem as lm
+store = lm.open(sys.argv[1])
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+unlimited = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), unlimited[1]))
+try:
+    store["a"]
+except MemoryError as error:
+    print(type(error).__name__, error.name, error.code, error)
+resource.setrlimit(resource.RLIMIT_AS, unlimited)
+np.save(sys.argv[2], store["a"])
+"""
+
+
+def test_an_array_without_address_space_is_a_clear_error_that_passes(
+    path: Path, tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    """Where RLIMIT_AS leaves no addresses for an array.
+
+    np.memmap: OSError ENOMEM.  lazymem: BudgetError, which names array and remedy.
+    """
+    done = run_python(NO_ADDRESSES, path, tmp_path / "got.npy")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"BudgetError a {-errno.ENOMEM} {path}, object 'a'")
+    assert "ulimit -v" in done.stdout
+    np.testing.assert_array_equal(np.load(tmp_path / "got.npy"), A)
