@@ -568,7 +568,7 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
 
 static void serve_dangling(const struct lm__fault *fault)
 {
-    struct lm_error cause = lm__error(LM_E_DANGLING, "address");
+    struct lm_error cause = lm__error(lm__region_dangling_code(fault->addr), "address");
     struct waiter w = waiter_of(fault);
     cause.found = fault->addr;
     lm__pause("no region");
@@ -580,7 +580,7 @@ static void serve_dangling(const struct lm__fault *fault)
     if (r) {
         lm__region_drop(r);
     } else {
-        if (!lm__region_is_padding(fault->addr)) {
+        if (cause.code != 0) {
             lm__failure_report(fault->tid, &cause);
             lm__failure_wait_announced(fault->tid, ANNOUNCE_MS);
         }

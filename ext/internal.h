@@ -396,11 +396,12 @@ struct lm_region {
 /* The region that owns `addr`, with a reference, or NULL. */
 lm_region *lm__region_find(uintptr_t addr);
 void lm__region_drop(lm_region *region);
-/* 1 if `addr` lies behind a region in its slot.  No pointer leads there, but mlockall(). */
-int lm__region_is_padding(uintptr_t addr);
-/* A touch of an arena page that no region owns: let the thread go on with 0xFF bytes.
- * 0 if `addr` lies in no arena either. */
-int lm__region_serve_dangling(uintptr_t addr);
+/* What a touch of a page that no region owns means: LM_E_DANGLING in an arena,
+ * LM_E_LOST_MAPPING elsewhere (mremap() has moved it), or 0 behind a region in its slot,
+ * where no pointer leads, but mlockall(). */
+int lm__region_dangling_code(uintptr_t addr);
+/* Let the thread that has touched such a page go on, with 0xFF bytes. */
+void lm__region_serve_dangling(uintptr_t addr);
 /* Bytes of the region's mapping that belong to a chunk: whole pages. */
 size_t lm__region_chunk_span(const lm_region *region, uint64_t chunk_idx);
 void lm__region_keep_error(lm_region *region, const struct lm_error *cause);

@@ -154,7 +154,7 @@ int lm_pager_start(void)
     pthread_mutex_lock(&g_pager.start_lock);
     if (!g_pager.is_started) {
         g_pager.start_error = start();
-        g_pager.is_started = g_pager.start_error == 0; /* file descriptors can run out */
+        g_pager.is_started = g_pager.start_error == 0; /* descriptors can run out */
     }
     int rc = g_pager.start_error;
     pthread_mutex_unlock(&g_pager.start_lock);

@@ -255,31 +255,29 @@ lm_region *lm__region_find(uintptr_t addr)
     return r;
 }
 
-int lm__region_is_padding(uintptr_t addr)
+int lm__region_dangling_code(uintptr_t addr)
 {
     pthread_mutex_lock(&g_map_lock);
     const struct lm__arena *a = arena_find_locked(addr);
     const lm_region *r = a ? a->regions[(addr - a->addr) >> a->slot_shift] : NULL;
-    int is_padding = r && addr - r->addr >= r->bytes;
     pthread_mutex_unlock(&g_map_lock);
-    return is_padding;
+    return r ? 0 : a ? LM_E_DANGLING : LM_E_LOST_MAPPING;
 }
 
-int lm__region_serve_dangling(uintptr_t addr)
+void lm__region_serve_dangling(uintptr_t addr)
 {
     static const uint8_t ones[65536] = {[0 ... 65535] = 0xFF};
     struct lm__arena *arena;
     uintptr_t page = lm__round_down(addr, lm__page_bytes());
     pthread_mutex_lock(&g_map_lock);
     lm_region *r = find_locked(addr, &arena);
-    if (arena && !r) {
+    if (!r)
         lm__uffd_copy(page, ones, lm__page_bytes());
+    if (arena && !r)
         arena->served_dangling = 1;
-    }
     pthread_mutex_unlock(&g_map_lock);
     if (r) /* the slot has an owner again */
         lm__region_drop(r);
-    return arena != NULL;
 }
 
 void lm__region_count(uint64_t *regions, uint64_t *arenas)

@@ -35,7 +35,8 @@
 #define UFFD_USER_MODE_ONLY          1
 #define UFFD_EVENT_PAGEFAULT         0x12
 #define UFFDIO_REGISTER_MODE_MISSING 1ull
-#define UFFDIO_MODE_DONTWAKE         1ull /* of COPY and of ZEROPAGE */
+#define UFFDIO_MODE_DONTWAKE         1ull        /* of COPY and of ZEROPAGE */
+#define UFFD_FEATURE_EVENT_REMAP     (1ull << 2) /* memory that moves stays ours */
 #define UFFD_FEATURE_THREAD_ID       (1ull << 8)
 #define UFFD_FEATURE_POISON          (1ull << 14)
 
@@ -169,12 +170,14 @@ static uint64_t unmasked_features(uint64_t features)
     return features;
 }
 
-static _Atomic uint64_t g_features_wanted = UFFD_FEATURE_THREAD_ID;
+#define FEATURES_WANTED (UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EVENT_REMAP)
+
+static _Atomic uint64_t g_features_wanted = FEATURES_WANTED;
 
 #ifdef LM_CHECKS
 void lm__uffd_ask_for(uint64_t features)
 {
-    lm_store_relaxed(&g_features_wanted, UFFD_FEATURE_THREAD_ID | features);
+    lm_store_relaxed(&g_features_wanted, FEATURES_WANTED | features);
 }
 #endif
 

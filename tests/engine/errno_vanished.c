@@ -226,6 +226,8 @@ static int lost_under_a_prefetch(void *arg)
 
 int main(void)
 {
+    /* With its event, mremap() takes the registration along, and waits for a reader. */
+    CHECK_EQ(setenv("LAZYMEM_MASK", "event_remap", 1), 0);
     g_page = lm__page_bytes();
     struct lm_encoding enc = {.object_bytes = 8 * CHUNK_PAGES * g_page,
                               .chunk_bytes = (uint32_t)(CHUNK_PAGES * g_page)};

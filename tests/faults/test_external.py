@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,51 @@ def test_failures_in_locked_memory_heal(path: Path) -> None:
             LIBC.mlock(address(a), a.nbytes)
         np.testing.assert_array_equal(a, A)
         LIBC.munlock(address(a), a.nbytes)
+
+
+# ---- memory that is moved or unmapped
+# -----------------------------------------------------
+
+MOVED = """
+import ctypes, faulthandler, sys, numpy as np, lazymem as lm
+from tests.conftest import LIBC, PAGE
+a = np.asarray(lm.open(sys.argv[1])["a"])
+np.testing.assert_array_equal(a[:10], np.load(sys.argv[2])[:10])
+size = a.nbytes // PAGE * PAGE
+moved = LIBC.mremap(a.ctypes.data, size, 2 * size, 1)  # MREMAP_MAYMOVE
+assert moved not in (None, a.ctypes.data, 2**64 - 1)
+there = np.frombuffer((ctypes.c_float * (size // 2)).from_address(moved), "f4")
+print(np.array_equal(there[:10_000], np.load(sys.argv[2]).ravel()[:10_000]))
+def touch(at):
+    there[at : at + 4].copy()
+    np.add(1, 1)  # an error has come by the next call
+    (lambda: print("no error"))()
+for at in (1 << 17, 1 << 18, size // 2 - 9):
+    try:
+        touch(at)
+    except lm.FillError as error:
+        print(error.code)
+sys.stdout.flush()
+faulthandler.disable()
+a.sum()
+"""
+
+
+def test_memory_that_mremap_has_moved_raises_where_it_is(
+    path: Path, tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    """Where mremap() moves the memory of an array, and makes it larger.
+
+    np.memmap: the new place shows the file, the array gets SIGSEGV.  Memory that is
+    registered with a userfaultfd: zeros at the new place, silently.  lazymem: what was
+    filled is there, any other touch of the new place raises FillError, and the array
+    itself gets SIGSEGV, as any array whose memory was taken away.
+    """
+    np.save(tmp_path / "a.npy", A)
+    done = run_python(MOVED, path, tmp_path / "a.npy")
+    lost = f"{_engine.lib.LM_E_LOST_MAPPING}\n"
+    assert done.stdout == "True\n" + 3 * lost, done.stderr
+    assert done.returncode == -signal.SIGSEGV
 
 
 # ---- limits
