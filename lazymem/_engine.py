@@ -112,8 +112,8 @@ def exception(
     error: Any, path: str | None = None, name: str | None = None
 ) -> LazyMemError:
     """Return the exception that a ``struct lm_error`` stands for."""
-    reference = _tags.get(error.tag)
-    if reference is not None and (owner := reference()) is not None:
+    owner = _owner(error.tag)
+    if owner is not None:
         path, name = owner.path, owner.name
     values = {
         field: int(getattr(error, field))
@@ -147,6 +147,11 @@ def exception(
     if isinstance(exc, OSError) and -4096 < error.code < 0:
         exc.errno, exc.strerror = -error.code, os.strerror(-error.code)
     return exc
+
+
+def _owner(tag: int) -> ObjectHandle | None:
+    reference = _tags.get(tag)
+    return reference() if reference else None
 
 
 def _check(
@@ -192,10 +197,18 @@ def _exception_class(address: int) -> type[BaseException]:
     """Return the class of a failed fill's exception, made without arguments.
 
     Making the instance takes the error from the engine: nobody else is to raise it.
+    And it waits for the false bytes to go: whoever catches it may try again.
     """
     error = ffi.cast("struct lm_error *", address)
-    tid = int(error.tid)
-    return exception(error).as_raiser(lambda: lib.lm_failure_take(tid, ffi.NULL))
+    tid, owner = int(error.tid), _owner(error.tag)
+
+    def on_raise() -> None:
+        lib.lm_failure_take(tid, ffi.NULL)
+        region = owner.region() if owner and owner.region else None
+        if region:
+            region.settle()
+
+    return exception(error).as_raiser(on_raise)
 
 
 def _find_thread(tid: int) -> int:
@@ -321,6 +334,7 @@ class ObjectHandle:
     ) -> None:
         self.path, self.name = store.path, name
         self.nbytes, self.chunk_bytes = nbytes, chunk_bytes
+        self.region: weakref.ref[RegionHandle] | None = None
         tag = next(_next_tag)
         offset, stored, crc = index or (0, 0, 0)
         fields = (tag, nbytes, chunk_bytes, shuffle, offset, stored, crc)
@@ -357,6 +371,7 @@ class RegionHandle:
         code = lib.lm_region_open(obj.pointer, ON_ERROR[on_error], out, error)
         _check(code, error, obj.path, obj.name)
         self.object = obj
+        obj.region = weakref.ref(self)
         self.pointer = ffi.gc(out[0], lib.lm_region_close)
         self.address = int(ffi.cast(_UINTPTR, lib.lm_region_addr(self.pointer)))
         self.failures = lib.lm_region_failures(self.pointer)

@@ -259,6 +259,7 @@ class LazyArray(np.ndarray[Any, Any]):
             # Another thread's touch failed: this one may have read the same bytes.
             error = binding.region.last_error()
         if error is not None:
+            binding.before()  # whoever catches it may try again
             raise error
 
     def __getitem__(self, index: Any) -> Any:
@@ -307,6 +308,19 @@ class LazyArray(np.ndarray[Any, Any]):
     def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
         """Return an ordinary ndarray of another type; see `numpy.ndarray.astype`."""
         return self._checked(lambda: np.asarray(self).astype(dtype, *args, **kwargs))
+
+    def item(self, *args: Any) -> Any:
+        """Return an element as a Python scalar; see `numpy.ndarray.item`."""
+        return self._checked(lambda: super(LazyArray, self).item(*args))
+
+    def tolist(self) -> Any:
+        """Return the elements as nested lists; see `numpy.ndarray.tolist`."""
+        return self._checked(super().tolist)
+
+    def tobytes(self, order: Any = "C") -> bytes:
+        """Return the elements' bytes; see `numpy.ndarray.tobytes`."""
+        result: bytes = self._checked(lambda: super(LazyArray, self).tobytes(order))
+        return result
 
     def tofile(self, *args: Any, **kwargs: Any) -> None:
         """Write the elements to a file; see `numpy.ndarray.tofile`."""
