@@ -38,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+needs_full_mode = pytest.mark.skipif(
+    _engine.uffd_probe().mode != _engine.lib.LM_UFFD_FULL,
+    reason="this process may not serve system calls' page faults",
+)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20261)
