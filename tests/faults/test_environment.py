@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lazymem as lm
-from tests.conftest import smooth
+from tests.conftest import open_to_all, smooth
 
 A = smooth((500, 1000))
 
@@ -32,9 +32,7 @@ with lm.open(sys.argv[1]) as store:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     lm.save(tmp_path / "s.lzm", a=A, chunk_bytes=65536)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder != Path("/") and folder.stat().st_uid == os.getuid():
-            folder.chmod(folder.stat().st_mode | 0o055)
+    open_to_all(tmp_path)
     return tmp_path / "s.lzm"
 
 
