@@ -68,7 +68,7 @@ _FIGURES = (
     _opening("1 GB", "warm"),
     _opening("1 TiB", "warm"),
     _opening("1 TiB", "cold"),
-    _opening("1 TiB", "warm, right after the imports"),
+    _opening("1 TiB", "warm, after a rest"),
     _resident("sum of what is in memory, ratio to an ndarray", "sum of all"),
     _resident("fancy indexing of it, likewise", "1,000,000 elements, fancy"),
     _resident("single elements of it, likewise", "100,000 scalars"),

@@ -37,7 +37,10 @@
 #define LINGER_NS            100000L /* a woken thread runs within tens of microseconds ... */
 #define LINGER_DOUBLINGS_MAX 7 /* ... unless the machine is overloaded: up to 13 ms */
 #define TOOK_NS_MAX          100000000u /* lm_region_settle() waits for that, too */
-#define NO_MEMORY_RETRIES    5
+#define SUSPECTS_MAX         16
+#define SUSPECT_TRIES                                                                  \
+    400 /* of 0.05 ms: on a busy machine it may come later, and anew */
+#define NO_MEMORY_RETRIES 5
 
 struct span {
     uintptr_t addr;
@@ -566,20 +569,80 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
     }
 }
 
-static void serve_dangling(const struct lm__fault *fault)
+/* Touches of no region's memory that are being looked into; under g_waiters_lock. */
+static struct waiter g_suspects[SUSPECTS_MAX];
+
+static struct waiter *suspect_find_locked(struct waiter w)
 {
-    struct lm_error cause = lm__error(lm__region_dangling_code(fault->addr), "address");
+    struct waiter *s = g_suspects;
+    while (s < g_suspects + SUSPECTS_MAX && (s->page != w.page || s->tid != w.tid))
+        s++;
+    return s < g_suspects + SUSPECTS_MAX ? s : NULL;
+}
+
+enum suspicion { ALREADY, STALE, BEGUN };
+
+/* ALREADY: another handler is at it, and finds the waiter on the table. */
+static enum suspicion suspect_begin(struct waiter w)
+{
+    enum suspicion answer = ALREADY;
+    pthread_mutex_lock(&g_waiters_lock);
+    struct waiter *slot = suspect_find_locked((struct waiter){0});
+    size_t i = waiter_find_locked(w);
+    if (i == lm_load_relaxed(&g_waiter_count)) {
+        answer = STALE; /* the region's last fill has woken the thread */
+    } else if (slot && !suspect_find_locked(w)) {
+        *slot = w;
+        waiter_remove_locked(i);
+        answer = BEGUN;
+    } else if (!slot) {
+        waiter_remove_locked(i); /* too many at a time: it is woken, and comes again */
+        answer = STALE;
+    }
+    pthread_mutex_unlock(&g_waiters_lock);
+    return answer;
+}
+
+/* 1 if the thread has come again.  Then, or with `is_last`, it is no suspect any more. */
+static int suspect_has_come(struct waiter w, int is_last)
+{
+    pthread_mutex_lock(&g_waiters_lock);
+    size_t i = waiter_find_locked(w);
+    int has_come = i < lm_load_relaxed(&g_waiter_count);
+    if (has_come)
+        waiter_remove_locked(i);
+    if (has_come || is_last)
+        *suspect_find_locked(w) = (struct waiter){0};
+    pthread_mutex_unlock(&g_waiters_lock);
+    return has_come;
+}
+
+/* Wake the thread: only if it waits on that very page will it come again.  The event may be an
+ * old one, of a thread that has long gone on and given the array up. */
+static int suspect_confirm(struct waiter w, struct lm__scratch *scratch)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    int has_come = 0;
+    let_others_read(scratch);
+    lm__uffd_wake(w.page, lm__page_bytes());
+    for (int i = 0; i < SUSPECT_TRIES && !has_come; i++) {
+        nanosleep(&pause, NULL);
+        has_come = suspect_has_come(w, i == SUSPECT_TRIES - 1);
+    }
+    return has_come;
+}
+
+static void serve_dangling(const struct lm__fault *fault, struct lm__scratch *scratch)
+{
     struct waiter w = waiter_of(fault);
-    cause.found = fault->addr;
     lm__pause("no region");
-    if (!waiter_take(w))
-        return; /* the region's last fill has woken the thread */
-    /* The event may be an old one, and the waiter the same thread's on the range's new owner,
-     * which then is there to be found. */
-    lm_region *r = lm__region_find(fault->addr);
-    if (r) {
-        lm__region_drop(r);
-    } else {
+    enum suspicion suspicion = suspect_begin(w);
+    if (suspicion == ALREADY)
+        return;
+    if (suspicion == BEGUN && suspect_confirm(w, scratch)) {
+        struct lm_error cause =
+            lm__error(lm__region_dangling_code(fault->addr), "address");
+        cause.found = fault->addr;
         if (cause.code != 0) {
             lm__failure_report(fault->tid, &cause);
             lm__failure_wait_announced(fault->tid, ANNOUNCE_MS);
@@ -607,7 +670,7 @@ void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
         serve_region(r, fault, scratch);
         lm__region_drop(r);
     } else {
-        serve_dangling(fault);
+        serve_dangling(fault, scratch);
     }
     fill_gate_leave();
 }
