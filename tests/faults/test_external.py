@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
+import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +29,7 @@ from tests.conftest import LIBC, PAGE, smooth, wait_until
 
 A = smooth((500, 1000))
 CHUNK = 65536
-MADV_HUGEPAGE = 14
+MADV_DONTNEED, MADV_HUGEPAGE, MADV_COLLAPSE = 4, 14, 25
 PROT_NONE, PROT_READ_WRITE = 0, 3
 
 pytestmark = pytest.mark.needs_uffd
@@ -196,6 +202,324 @@ def test_memory_that_mremap_has_moved_raises_where_it_is(
     lost = f"{_engine.lib.LM_E_LOST_MAPPING}\n"
     assert done.stdout == "True\n" + 3 * lost, done.stderr
     assert done.returncode == -signal.SIGSEGV
+
+
+UNMAPPED = """
+import faulthandler, mmap, sys, ctypes, numpy as np, lazymem as lm
+from tests.conftest import LIBC, PAGE
+lazy = lm.open(sys.argv[1])["a"]
+a, expected = np.asarray(lazy), np.load(sys.argv[2])
+hole = a.ctypes.data + 3 * 65536 + 4 * PAGE, 2 * PAGE
+assert LIBC.munmap(*hole) == 0
+if sys.argv[3] == "reused":  # somebody else's memory, which is not to be filled
+    LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + 3 * [ctypes.c_int] + [
+        ctypes.c_long]
+    LIBC.mmap.restype = ctypes.c_void_p
+    fixed = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100000  # MAP_FIXED_NOREPLACE
+    assert LIBC.mmap(hole[0], hole[1], 3, fixed, -1, 0) == hole[0]
+    ctypes.memset(hole[0], 7, hole[1] // 2)
+print(np.array_equal(a[:49], expected[:49]), np.array_equal(a[70:], expected[70:]))
+for operation in (lambda: a[50].sum(), lazy.load):
+    try:
+        operation()
+        print("no error")
+    except lm.FillError as error:
+        print(error.chunk_idx, error.code)
+if sys.argv[3] == "reused":
+    print(ctypes.string_at(*hole) == b"\\7" * PAGE + bytes(PAGE))
+sys.stdout.flush()
+faulthandler.disable()
+ctypes.string_at(*hole)
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("then", ["empty", "reused"])
+def test_a_hole_in_the_memory_is_an_error_and_not_filled(
+    path: Path, tmp_path: Path, run_python: Callable[..., Any], then: str
+) -> None:
+    """Where munmap() takes pages away from the middle of an array.
+
+    Any memory: SIGSEGV in the hole, the rest goes on.  lazymem: the same, but for the
+    chunk that the hole is in, which raises FillError; what is mapped into the hole
+    belongs to its owner.
+    """
+    np.save(tmp_path / "a.npy", A)
+    done = run_python(UNMAPPED, path, tmp_path / "a.npy", then)
+    lost = f"3 {_engine.lib.LM_E_LOST_MAPPING}\n"
+    if then == "empty":
+        assert done.stdout == "True True\n" + 2 * lost, done.stderr
+        assert done.returncode == -signal.SIGSEGV
+    else:
+        assert done.stdout == "True True\n" + 2 * lost + "True\nalive\n", done.stderr
+        assert done.returncode == 0
+
+
+# ---- other processes that look in
+# ----------------------------------------------------------
+
+LOOK = """
+import ctypes, os, sys, zlib
+pid, address, size = map(int, sys.argv[1:4])
+how = sys.argv[4]
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.restype = ctypes.c_long
+class Vector(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("bytes", ctypes.c_size_t)]
+def look():
+    if how == "process_vm_readv":
+        buffer = ctypes.create_string_buffer(size)
+        mine = ctypes.byref(Vector(ctypes.addressof(buffer), size))
+        other = ctypes.byref(Vector(address, size))
+        got = libc.process_vm_readv(pid, mine, 1, other, 1, 0)
+        return buffer.raw[:got] if got >= 0 else ctypes.get_errno()
+    if how == "mem":
+        with open(f"/proc/{pid}/mem", "rb", 0) as file:
+            file.seek(address)
+            return file.read(size)
+    arguments = pid, ctypes.c_void_p(0), ctypes.c_void_p(0)
+    assert libc.ptrace(16, *arguments) == 0, ctypes.get_errno()  # PTRACE_ATTACH
+    os.waitpid(pid, 0)
+    ctypes.set_errno(0)
+    word = libc.ptrace(1, pid, ctypes.c_void_p(address), ctypes.c_void_p(0))  # PEEKTEXT
+    error = ctypes.get_errno()
+    assert libc.ptrace(17, *arguments) == 0  # PTRACE_DETACH
+    return error or word.to_bytes(8, "little", signed=True)
+try:
+    found = look()
+except OSError as error:
+    found = error.errno
+print(found if isinstance(found, int) else zlib.crc32(found))
+"""
+
+
+@pytest.mark.parametrize("how", ["process_vm_readv", "mem", "ptrace"])
+def test_another_process_sees_data_or_an_error_but_no_zeros(
+    path: Path, tmp_path: Path, how: str
+) -> None:
+    """Where a debugger or profiler reads the memory of this process.
+
+    np.memmap: the data.  lazymem: process_vm_readv() waits for the fill, as any system
+    call; /proc/pid/mem and ptrace can't wait and get EIO for pages that are not there,
+    where they would see zeros in other absent memory, and data where they are.
+    """
+    script = tmp_path / "look.py"
+    script.write_text(LOOK)
+    size = 8 if how == "ptrace" else 3 * CHUNK
+
+    def look(a: Any) -> str:
+        place = address(a) + 5 * CHUNK + 4 * PAGE
+        done = subprocess.run(
+            [sys.executable, script, str(os.getpid()), str(place), str(size), how],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if "Error" in done.stderr and f"{errno.EPERM}\n" in done.stderr:
+            pytest.skip(f"{how} is forbidden here")
+        assert done.stderr == ""
+        return done.stdout
+
+    start = 5 * CHUNK + 4 * PAGE
+    right = f"{zlib.crc32(A.tobytes()[start : start + size])}\n"
+    with lm.open(path) as store:
+        a = store["a"]
+        waits = how == "process_vm_readv" and _engine.uffd_probe().mode == 1
+        assert look(a) == (right if waits else f"{errno.EIO}\n")
+        a.load()
+        assert look(a) == right
+        np.testing.assert_array_equal(a, A)
+
+
+# ---- huge pages
+# ---------------------------------------------------------------------------
+
+
+@contextmanager
+def setting(file: Path, value: str) -> Iterator[None]:
+    """Change a setting of the system for a while."""
+    try:
+        before = file.read_text()
+        file.write_text(value)
+    except OSError as error:
+        pytest.skip(f"{file}: {error.strerror}")
+    if "[" in before:
+        before = before[before.index("[") + 1 : before.index("]")]
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+def test_huge_pages_everywhere_change_nothing(tmp_path: Path) -> None:
+    """Where the system gives huge pages to all ("always"), and is asked to collapse.
+
+    Anonymous memory: a touch brings 2 MiB.  lazymem: a touch brings a chunk; ranges
+    that are only partly there are left alone, so nothing reads as zeros.
+    """
+    a = smooth((4096, 2048))  # 32 MiB, in an arena of its own
+    lm.save(tmp_path / "h.lzm", a=a, chunk_bytes=CHUNK)
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    with setting(enabled, "always"), lm.open(tmp_path / "h.lzm", "c") as store:
+        b = store["a"]
+        plain = np.asarray(b)
+        whole = address(b), b.nbytes
+        LIBC.madvise(*whole, MADV_HUGEPAGE)
+        assert plain[7, 7] == a[7, 7]
+        assert b.residency().chunks_resident == 1
+        assert LIBC.madvise(*whole, MADV_COLLAPSE) != 0  # nothing to collapse
+        plain[::512, 3] += 1
+        a[::512, 3] += 1
+        LIBC.madvise(*whole, MADV_COLLAPSE)
+        np.testing.assert_array_equal(plain, a)
+        LIBC.madvise(*whole, MADV_COLLAPSE)
+        np.testing.assert_array_equal(plain, a)
+        assert LIBC.madvise(*whole, MADV_DONTNEED) == 0
+        a[::512, 3] -= 1
+        np.testing.assert_allclose(plain, a, rtol=1e-4, atol=1e-2)
+
+
+# ---- memory that is short
+# ------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """Return a memory cgroup of our own, of either version, below this process's."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    groups = {line.split(":")[1]: line.split(":")[2] for line in lines}
+    base = Path("/sys/fs/cgroup")
+    own = base / "memory" if "memory" in groups else base
+    own /= groups.get("memory", groups.get("", "/")).lstrip("/")
+    group = own / f"lazymem-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"{group}: {error.strerror}")
+    try:
+        if not (group / "memory.stat").exists():
+            pytest.skip("cgroups do not control memory here")
+        yield group
+    finally:
+        group.rmdir()
+
+
+IN_GROUP = """
+import os, resource, sys, zlib, numpy as np, lazymem as lm
+group, limit = sys.argv[2], sys.argv[3]
+names = os.listdir(group)
+with open(f"{group}/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+name = "memory.max" if "memory.max" in names else "memory.limit_in_bytes"
+with open(f"{group}/{name}", "w") as file:
+    file.write(limit)
+mode, step = sys.argv[4], int(sys.argv[5])
+with lm.open(sys.argv[1], mode) as store:
+    a = store["a"]
+    if mode == "c":
+        a[::16, 0] = 5
+    total = 0
+    for _ in range(2):
+        for at in range(0, len(a), step):
+            total = zlib.crc32(a[at], total)
+    print(total)
+"""
+
+
+def crc_of_rows(a: Any, step: int) -> int:
+    total = 0
+    for _ in range(2):
+        for at in range(0, len(a), step):
+            total = zlib.crc32(a[at], total)
+    return total
+
+
+def test_a_memory_limit_above_what_is_touched_is_not_noticed(
+    tmp_path: Path, memory_group: Path, run_python: Callable[..., Any]
+) -> None:
+    """Where a container may use less memory than the array is large.
+
+    np.load: killed.  lazymem: it costs what is touched, here a sixteenth.
+    """
+    a = smooth((8192, 4096))  # 128 MiB
+    lm.save(tmp_path / "m.lzm", a=a, chunk_bytes=CHUNK)
+    step = 128
+    done = run_python(IN_GROUP, tmp_path / "m.lzm", memory_group, 96 << 20, "r", step)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{crc_of_rows(a, step)}\n"
+
+
+@pytest.fixture
+def swap(tmp_path: Path) -> Iterator[None]:
+    file = tmp_path / "swap"
+    file.write_bytes(bytes(256 << 20))
+    file.chmod(0o600)
+    on, make = shutil.which("swapon"), shutil.which("mkswap")
+    if not on or not make or os.getuid() != 0:
+        pytest.skip("no swapon, or no right to use it")
+    subprocess.run([make, file], check=True, capture_output=True)
+    done = subprocess.run([on, file], check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no swap here: {done.stderr}")
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", file], check=True)
+
+
+@pytest.mark.usefixtures("swap")
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_pages_that_were_swapped_out_come_back(
+    tmp_path: Path, memory_group: Path, run_python: Callable[..., Any], mode: str
+) -> None:
+    """Where an array has to leave memory for the disk, written or not.
+
+    np.memmap: is read from its file again.  lazymem: comes from swap, as all anonymous
+    memory; nothing is filled twice, and what was written stays.
+    """
+    a = smooth((4096, 4096))  # 64 MiB
+    lm.save(tmp_path / "m.lzm", a=a, chunk_bytes=CHUNK)
+    if mode == "c":
+        a[::16, 0] = 5
+    done = run_python(IN_GROUP, tmp_path / "m.lzm", memory_group, 56 << 20, mode, 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{crc_of_rows(a, 1)}\n"
+
+
+OVERCOMMIT = """
+import sys, numpy as np, lazymem as lm
+with lm.open(sys.argv[1]) as store:
+    def charge():
+        lines = open("/proc/self/status").readlines()
+        return next(int(x.split()[1]) for x in lines if "VmData" in x)
+    before = charge()
+    a = store["small"]
+    assert np.array_equal(a, np.arange(1000))
+    print(charge() - before < 64 << 10)
+    try:
+        store["huge"]
+    except lm.BudgetError as error:
+        print(error.name, "vm.overcommit_memory" in str(error))
+    assert np.array_equal(a, np.arange(1000))
+"""
+
+
+def test_without_overcommit_arrays_count_and_a_huge_one_is_an_error(
+    tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    """Where vm.overcommit_memory is 2: address space that can be written counts.
+
+    np.empty: MemoryError.  np.memmap, read only: works.  lazymem: an array counts by
+    its size, even if nothing of it is touched; one that is too large is a BudgetError.
+    """
+    with lm.Writer(tmp_path / "o.lzm") as writer:
+        writer.create("huge", shape=(2**44,), dtype="u1")
+        writer.create("small", shape=(1000,), dtype="i8").write(np.arange(1000))
+    with setting(Path("/proc/sys/vm/overcommit_memory"), "2"):
+        done = run_python(OVERCOMMIT, tmp_path / "o.lzm")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True\nhuge True\n"
 
 
 # ---- limits
