@@ -10,9 +10,9 @@ one, its copy, shows how much two runs over ordinary memory differ.  Both are in
 pages, as the lazy array is.  numpy asks for huge pages for its own large arrays, where
 the system has them: the last ndarray shows what these are worth.  Where memory is
 fragmented, sums of the lazy array are up to a tenth slower, since a processor joins
-pages that happen to be neighbours; ``echo 1 > /proc/sys/vm/compact_memory`` ends that.  For scalars also
-``np.memmap``, another subclass of ndarray.  ``np.asarray(a)`` is the lazy array's
-memory without the subclass.
+pages that happen to be neighbours; ``echo 1 > /proc/sys/vm/compact_memory`` ends that.
+For scalars also ``np.memmap``, another subclass of ndarray.  ``np.asarray(a)`` is the
+lazy array's memory without the subclass.
 """
 
 from __future__ import annotations

@@ -468,6 +468,20 @@ static struct failed failed_fault(const lm_region *r, uint64_t chunk_idx,
     };
 }
 
+/* 1 if the thread waits on that very page: woken, it comes again.  The event may be an old one,
+ * of a thread that was woken before, has read what it wanted, and given the array up. */
+static int comes_again(struct waiter w)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    int has_come = 0;
+    lm__uffd_wake(w.page, lm__page_bytes());
+    for (int i = 0; i < SUSPECT_TRIES && !has_come; i++) {
+        nanosleep(&pause, NULL);
+        has_come = waiter_take(w);
+    }
+    return has_come;
+}
+
 static void serve_claimed(lm_region *r, uint64_t chunk_idx,
                           const struct lm__fault *fault, enum lm__chunk_state from,
                           struct lm__scratch *scratch)
@@ -476,8 +490,8 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
     struct failed failed = failed_fault(r, chunk_idx, fault);
     uint32_t interrupts = lm__interrupt_count();
     scratch->toucher_tid = fault->tid;
-    int is_filled =
-        !lm_load_seq_cst(&r->released) && fill(r, chunk_idx, scratch, &cause) == 0;
+    int is_released = lm_load_seq_cst(&r->released);
+    int is_filled = !is_released && fill(r, chunk_idx, scratch, &cause) == 0;
     scratch->toucher_tid = 0;
     if (is_filled)
         return;
@@ -487,7 +501,8 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
         failed.tid = 0; /* it had its error, and has gone on */
     failed.cause = &cause;
     failed.from = from;
-    serve_failure(r, failed);
+    if (!is_released || comes_again(waiter_of(fault)))
+        serve_failure(r, failed);
     unclaim(r, chunk_idx, from);
 }
 
