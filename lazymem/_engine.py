@@ -379,13 +379,9 @@ class RegionHandle:
 
     def memory(self) -> memoryview:
         """Return the object's bytes; whatever looks at them keeps the handle alive."""
-        lib.lm_region_retain(self.pointer)
-
-        def close(_: Any) -> None:
-            lib.lm_region_close(self.pointer)
-
-        owner = ffi.gc(lib.lm_region_addr(self.pointer), close)
-        return memoryview(ffi.buffer(owner, self.object.nbytes))
+        addr = lib.lm_region_addr(self.pointer)
+        _handles[addr] = self
+        return memoryview(ffi.buffer(ffi.gc(addr, _handles.pop), self.object.nbytes))
 
     def settle(self) -> int:
         """Wait until no failed fill has false bytes in memory; return how many had."""
@@ -436,6 +432,13 @@ class RegionHandle:
         self.released = True
         lib.lm_region_release(self.pointer)
 
+
+_handles: dict[Any, RegionHandle] = {}
+"""By address, as long as the memory is looked at.
+
+Its end runs no Python: an exception that waits for the thread would be raised there, in
+the midst of a deallocation, and be lost.
+"""
 
 NO_FAILURES = ffi.new("struct lm_failure_counts *")
 """The counts of an array that no fault fills."""

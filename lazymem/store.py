@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,7 +64,7 @@ class Store(Mapping[str, LazyArray]):
         self._prune_at = _PRUNE_MIN
         self._kept: dict[str, LazyArray] = {}
         self._closed = False
-        _stores[id(self)] = self
+        _stores[id(self)] = weakref.ref(self, partial(_stores.pop, id(self)))
         torn = self._handle.commit.torn_bytes
         if torn:
             warnings.warn(
@@ -326,13 +327,15 @@ class Store(Mapping[str, LazyArray]):
         return array
 
 
-_stores: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
+_stores: dict[int, weakref.ref[Store]] = {}
 
 
 def _renew_locks() -> None:
     """Let a forked child use its stores, whoever held their locks in the parent."""
-    for store in _stores.values():
-        store._lock = threading.Lock()
+    for reference in list(_stores.values()):
+        store = reference()
+        if store is not None:
+            store._lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_renew_locks)

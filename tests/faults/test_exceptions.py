@@ -104,6 +104,21 @@ def test_the_main_thread_hears_by_the_next_call(
     assert [verdict(lambda: operation(plain)) for _ in range(3)] == [facts] * 3
 
 
+def test_an_error_is_not_lost_in_the_end_of_another_array(
+    path: Path, plain: Any, facts: Facts
+) -> None:
+    """Where the interpreter only prints it, and the program goes on."""
+
+    def touch_and_drop() -> None:
+        others = [np.asarray(lm.open(path)["a"]) for _ in range(100)]
+        plain[BAD_ROW, 3].item()
+        others.clear()
+
+    thread_verdicts: list[Facts] = []
+    in_join(lambda: thread_verdicts.append(verdict(touch_and_drop)))
+    assert [verdict(touch_and_drop), *thread_verdicts] == [facts] * 2
+
+
 # ---- other threads, and what the main thread waits in
 # --------------------------------------
 
