@@ -44,101 +44,6 @@ static struct {
     unsigned (*is_error)(size_t);
 } g_zstd;
 
-#define WARM_BYTES (128 << 10) /* the default size of a chunk */
-#define SPARES     2 /* for the thread that opens a store, and for the first handler */
-
-/* ---- scratch ------------------------------------------------------------------------------- */
-
-/* Whole pages from the system, in memory at once: a handler's heap would be an arena of its
- * own, and its first buffers sixty page faults. */
-static void *buffer_new(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
-}
-
-static void buffers_free(struct lm__scratch *s)
-{
-    if (s->a)
-        munmap(s->a, s->capacity);
-    if (s->b)
-        munmap(s->b, s->capacity);
-    s->a = s->b = NULL;
-}
-
-int lm__scratch_reserve(struct lm__scratch *s, size_t bytes)
-{
-    if (bytes <= s->capacity)
-        return 0;
-    buffers_free(s);
-    s->capacity = lm__round_up(bytes, 65536);
-    s->a = buffer_new(s->capacity);
-    s->b = buffer_new(s->capacity);
-    if (s->a && s->b)
-        return 0;
-    buffers_free(s);
-    s->capacity = 0;
-    return -ENOMEM;
-}
-
-static void scratch_fini(struct lm__scratch *s)
-{
-    buffers_free(s);
-    if (s->zstd_cctx)
-        g_zstd.free_cctx(s->zstd_cctx);
-    if (s->zstd_dctx)
-        g_zstd.free_dctx(s->zstd_dctx);
-}
-
-/* A slot that a fork finds BUSY stays so in the child: one spare the less. */
-enum spare_state { SPARE_EMPTY, SPARE_BUSY, SPARE_FULL };
-
-static struct {
-    _Atomic int state;
-    struct lm__scratch scratch; /* whose who made the slot BUSY */
-} g_spares[SPARES];
-
-struct lm__scratch lm__scratch_take(void)
-{
-    struct lm__scratch s = {0};
-    for (int i = 0; i < SPARES; i++) {
-        int state = SPARE_FULL;
-        if (lm_cas_acq_rel(&g_spares[i].state, &state, SPARE_BUSY)) {
-            s = g_spares[i].scratch;
-            lm_store_release(&g_spares[i].state, SPARE_EMPTY);
-            break;
-        }
-    }
-    return s;
-}
-
-void lm__scratch_give(struct lm__scratch *s)
-{
-    s->will_block = NULL;
-    s->toucher_tid = 0;
-    s->is_cached_only = 0;
-    for (int i = 0; i < SPARES; i++) {
-        int state = SPARE_EMPTY;
-        if (lm_cas_acq_rel(&g_spares[i].state, &state, SPARE_BUSY)) {
-            g_spares[i].scratch = *s;
-            lm_store_release(&g_spares[i].state, SPARE_FULL);
-            return;
-        }
-    }
-    scratch_fini(s);
-}
-
-void lm__scratch_warm(void)
-{
-    for (int i = 0; i < SPARES; i++) {
-        struct lm__scratch s = {0};
-        lm__scratch_reserve(&s, WARM_BYTES);
-        s.zstd_dctx = g_zstd.create_dctx ? g_zstd.create_dctx() : NULL;
-        lm__scratch_give(&s);
-    }
-}
-
 /* ---- codecs --------------------------------------------------------------------------------- */
 
 static int64_t none_code(const void *src, size_t bytes, void *dst, size_t capacity)
@@ -253,6 +158,19 @@ const struct lm__codec *lm__codec(int id)
         (id == LM_CODEC_ZSTD && !g_zstd.decompress))
         return NULL;
     return &codecs[id];
+}
+
+void *lm__zstd_dctx_new(void)
+{
+    return g_zstd.create_dctx ? g_zstd.create_dctx() : NULL;
+}
+
+void lm__zstd_free(struct lm__scratch *s)
+{
+    if (s->zstd_cctx)
+        g_zstd.free_cctx(s->zstd_cctx);
+    if (s->zstd_dctx)
+        g_zstd.free_dctx(s->zstd_dctx);
 }
 
 /* ---- where the functions come from -------------------------------------------------------------- */

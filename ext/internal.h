@@ -3,16 +3,17 @@
  *
  * Layers (a file calls only what stands above it here; leaves serve all):
  *   leaves   error.c crc32c.c os.c align.h atomic.h check.h
- *   io.c     format.c     filter.c lz4join.c codec.c     source.c     index.c     store.c object.c
- *   chunks.c     uffd.c     failure.c interrupt.c     region.c     fault.c     workers.c     pager.c
- *   read.c prefetch.c writer.c     python.c
+ *   io.c     format.c     filter.c lz4join.c codec.c scratch.c     source.c     index.c
+ *   store.c object.c block.c     chunks.c     uffd.c     failure.c interrupt.c     region.c
+ *   waiters.c     fill.c     ones.c     fault.c     workers.c     pager.c
+ *   read.c prefetch.c evict.c writer.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
  *
  * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,
  * decoding, or touching memory that a region serves.
- *   pager.c start_lock > fault.c fills (read: a fill in flight, write: fork)
+ *   pager.c start_lock > fill.c gate (read: a fill in flight, write: fork)
  *     > workers.c lock > region.c map_lock > failure.c lock
- *   fault.c waiters_lock and a writer's lock are leaves (fork takes the former after fills).
+ *   The locks of waiters.c, interrupt.c and a writer are leaves.
  *
  * Threads          takes                         never
  *   handler        map_lock, failure lock        GIL, workers' lock, served memory
@@ -45,6 +46,11 @@ int lm__fail(struct lm_error *err, struct lm_error cause);
 /* ---- os.c -------------------------------------------------------------------------- */
 
 size_t lm__page_bytes(void);
+/* Private anonymous pages, aligned, that the system does not account for.  NULL with errno. */
+void *lm__pages_reserve(size_t bytes, size_t align, int protection);
+/* Of a transparent huge page, where the system makes them of this size. */
+#define LM_HUGE_BYTES ((size_t)2 << 20)
+int lm__pages_can_be_huge(void);
 /* Give pages back to the system, locked ones too.  The range stays mapped. */
 void lm__pages_drop(uintptr_t addr, size_t bytes);
 /* 1 if the page tables have the page of `addr`, or it is in the swap cache. */
@@ -165,13 +171,20 @@ struct lm__lz4_joint {
 /* Append the block `next`.  -1 if it does not fit. */
 int lm__lz4_join(struct lm__lz4_joint *joint, const uint8_t *next, size_t next_bytes);
 
-/* ---- codec.c ---------------------------------------------------------------------------- */
+/* ---- scratch.c -------------------------------------------------------------------------- */
 
-/* What one thread needs to decode or encode a chunk: two buffers that grow to the largest
- * chunk met, and the codecs' contexts. */
+enum lm__block_state { LM_BLOCK_EMPTY = 0, LM_BLOCK_HUGE, LM_BLOCK_SMALL };
+
+/* What one thread needs to decode or encode: two buffers that grow to the largest chunk met,
+ * a block for chunks side by side, and the codecs' contexts.  All zero is a fresh one. */
 struct lm__scratch {
     uint8_t *a, *b;
     size_t capacity;
+    uint8_t *block; /* aligned to LM_HUGE_BYTES, of which block_bytes is a multiple */
+    size_t block_bytes;
+    enum lm__block_state block_state; /* the pages it has */
+    unsigned block_uses;
+    uint64_t block_faults;
     void *zstd_cctx, *zstd_dctx;
     /* Called before a read that may sleep; may be NULL. */
     void (*will_block)(struct lm__scratch *s);
@@ -184,6 +197,12 @@ struct lm__scratch lm__scratch_take(void);
 void lm__scratch_give(struct lm__scratch *s);
 void lm__scratch_warm(void); /* have some ready, with their memory touched */
 int lm__scratch_reserve(struct lm__scratch *s, size_t bytes);
+int lm__scratch_reserve_block(struct lm__scratch *s, size_t bytes);
+/* Around the filling of the block's first `bytes`: finds out which pages it has. */
+void lm__scratch_block_begin(struct lm__scratch *s);
+void lm__scratch_block_filled(struct lm__scratch *s, size_t bytes);
+
+/* ---- codec.c ---------------------------------------------------------------------------- */
 
 /* What is to be encoded. */
 struct lm__plain {
@@ -204,6 +223,8 @@ struct lm__codec {
 
 /* NULL for an id that does not exist, or whose library is not loaded. */
 const struct lm__codec *lm__codec(int id);
+void *lm__zstd_dctx_new(void); /* NULL where the library is not loaded */
+void lm__zstd_free(struct lm__scratch *s);
 
 /* ---- source.c ----------------------------------------------------------------------------- */
 
@@ -260,11 +281,31 @@ void lm__object_retain(lm_object *object);
 size_t lm__object_chunk_bytes(const lm_object *object, uint64_t chunk_idx);
 
 enum { LM_ZERO_CHUNK = 1 };
-/* Decode a chunk into the scratch; *out points at its bytes there, and stored bytes are
- * added to *stored_bytes.  Returns 0, LM_ZERO_CHUNK (with *out unset), or an error. */
+/* Decode a chunk to *out, or, where that is NULL, into the scratch, and let *out point there.
+ * Stored bytes are added to *stored_bytes.  Returns 0, LM_ZERO_CHUNK (and writes nothing), or
+ * an error. */
 int lm__object_decode(lm_object *object, uint64_t chunk_idx,
                       struct lm__scratch *scratch, uint8_t **out,
                       uint64_t *stored_bytes, struct lm_error *err);
+
+/* ---- block.c ------------------------------------------------------------------------------- */
+
+struct lm__block {
+    uint64_t
+        offset; /* of an object's chunk, and [offset, offset + bytes) whole pages, ... */
+    size_t bytes; /* ... zero behind the object's end */
+    int is_apart; /* to be in the scratch's block, even if it is one chunk */
+    uint8_t
+        *data; /* in the scratch; NULL for a lone zero chunk, if it need not be apart */
+    int is_zero;
+    uint64_t stored_bytes; /* read for it */
+};
+
+/* Decode what offset, bytes and is_apart say, and set the rest. */
+int lm__block_decode(lm_object *object, struct lm__block *block,
+                     struct lm__scratch *scratch, struct lm_error *err);
+/* `bytes` of 0xFF in the scratch's block, or NULL. */
+const uint8_t *lm__block_ones(struct lm__scratch *scratch, size_t bytes);
 
 /* ---- chunks.c -------------------------------------------------------------------------------- */
 
@@ -313,6 +354,7 @@ int lm__uffd_start(void); /* open the process's userfaultfd; 0 or LM_E_NO_UFFD *
 void lm__uffd_stop(void);
 int lm__uffd_is_open(void);
 int lm__uffd_register(uintptr_t addr, size_t bytes);
+int lm__uffd_unregister(uintptr_t addr, size_t bytes); /* what nobody reads yet */
 /* Block for the next page fault.  0, or -errno when the descriptor is of no more use. */
 int lm__uffd_read(struct lm__fault *out);
 /* 1 if a fault waits to be read.  Slow: for the fill that has failed. */
@@ -325,10 +367,15 @@ enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes);
 enum lm__install lm__uffd_copy_huge(uintptr_t addr, const void *src, size_t bytes,
                                     unsigned page_shift);
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes);
+/* Let pages of `src` become pages of the region.  Returns how many bytes were moved, from the
+ * start; the others are where they were. */
+size_t lm__uffd_move(uintptr_t addr, void *src, size_t bytes);
 void lm__uffd_wake(uintptr_t addr, size_t bytes);
 /* Let every touch of absent pages raise SIGBUS, until they are dropped. */
 void lm__uffd_poison(uintptr_t addr, size_t bytes);
 int lm__uffd_can_poison(void);
+int lm__uffd_can_move(void);
+int lm__uffd_can_hugetlb(void);
 void lm__uffd_stats(struct lm_pager_stats *out);
 #ifdef LM_CHECKS
 /* For tests: let the next start ask for these features too. */
@@ -377,12 +424,19 @@ uint32_t lm__interrupt_count(void);
 
 struct lm__arena;
 
+struct lm__span {
+    uintptr_t addr;
+    size_t bytes;
+};
+
 struct lm_region {
     _Atomic uint32_t refs; /* the owner's, and one for every fill in flight */
     lm_object *object;     /* fixed after open, as all down to slot_idx */
     enum lm_on_error on_error;
+    int is_writable;
     uintptr_t addr;
-    size_t bytes; /* of the mapping: whole pages */
+    size_t bytes;                     /* of the mapping: whole pages */
+    unsigned page_shift, chunk_shift; /* see lm_region_chunk_bytes() */
     struct lm__arena *arena;
     size_t slot_idx;
     struct lm__chunks chunks;
@@ -402,21 +456,98 @@ void lm__region_drop(lm_region *region);
 int lm__region_dangling_code(uintptr_t addr);
 /* Let the thread that has touched such a page go on, with 0xFF bytes. */
 void lm__region_serve_dangling(uintptr_t addr);
-/* Bytes of the region's mapping that belong to a chunk: whole pages. */
-size_t lm__region_chunk_span(const lm_region *region, uint64_t chunk_idx);
+static inline size_t lm__region_page_bytes(const lm_region *r)
+{
+    return (size_t)1 << r->page_shift;
+}
+static inline int lm__region_is_hugetlb(const lm_region *r)
+{
+    return lm__region_page_bytes(r) != lm__page_bytes();
+}
+/* The memory of a chunk: whole pages. */
+struct lm__span lm__region_span(const lm_region *region, uint64_t chunk_idx);
+/* Bytes of it that are the object's. */
+size_t lm__region_chunk_bytes(const lm_region *region, uint64_t chunk_idx);
+/* Say in *err which object it was, and which of its chunks was the first concerned. */
+void lm__region_blame(const lm_region *region, uint64_t chunk_idx,
+                      struct lm_error *err);
 void lm__region_keep_error(lm_region *region, const struct lm_error *cause);
 void lm__region_count(uint64_t *regions, uint64_t *arenas);
+
+/* ---- waiters.c ------------------------------------------------------------------------------------------- */
+
+struct lm__waiter {
+    uintptr_t page;
+    int32_t tid;
+};
+
+struct lm__waiter lm__waiter_of(const struct lm__fault *fault);
+int lm__waiter_add(struct lm__waiter w);      /* 0: there is no room */
+int lm__waiter_take(struct lm__waiter w);     /* 0: somebody else has taken it */
+int lm__waiter_is_there(struct lm__waiter w); /* or not */
+/* Take any waiter for a page of the span.  Its tid (-1 where it is not known), or 0. */
+int32_t lm__waiter_take_in(struct lm__span span);
+/* Wake all who wait for a range.  None of them stays on the table: an error would be left for
+ * a thread that has long gone on. */
+void lm__waiters_wake(struct lm__span span);
+/* Wake a thread that was taken off the table.  1, with the thread taken again, if it has come
+ * again: it waits for that very page. */
+int lm__waiter_comes_again(struct lm__waiter w);
+
+/* Touches of no region's memory that are being looked into.  BEGUN: by the caller, who has
+ * taken the waiter and calls end; ELSEWHERE: by another handler, who will find it. */
+enum lm__suspicion { LM_SUSPECT_ELSEWHERE, LM_SUSPECT_STALE, LM_SUSPECT_BEGUN };
+enum lm__suspicion lm__suspect_begin(struct lm__waiter w);
+void lm__suspect_end(struct lm__waiter w);
+
+/* ---- fill.c ---------------------------------------------------------------------------------------------- */
+
+/* Inside, regions can be looked at and chunks claimed.  `scratch` may be NULL. */
+void lm__fill_gate_enter(struct lm__scratch *scratch);
+void lm__fill_gate_leave(void);
+/* Before a thread that has a handler's scratch lets time pass: others are to read events. */
+void lm__fill_will_block(struct lm__scratch *scratch);
+/* Fill a chunk that the caller has claimed.  On failure it is still FILLING. */
+int lm__fill(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
+             struct lm_error *err);
+/* Give a FILLING chunk up and let those who wait for it fault again. */
+void lm__fill_abandon(lm_region *region, uint64_t chunk_idx);
+/* Put a chunk that was claimed in state `from` back into it. */
+void lm__fill_unclaim(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from);
+/* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
+int lm__fill_ahead(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
+                   struct lm_error *err);
+/* Drop a chunk's pages.  1 if it was CLEAN. */
+int lm__fill_evict(lm_region *region, uint64_t chunk_idx);
+
+/* ---- ones.c ---------------------------------------------------------------------------------------------- */
+
+enum { LM_ANNOUNCE_MS = 50, LM_ONES_BYTES = 65536 };
+extern const uint8_t lm__ones[LM_ONES_BYTES];
+
+/* What could not be had, and for whom. */
+struct lm__failed {
+    const struct lm_error *cause;
+    int32_t tid;               /* -1: not known; 0: that thread waits no more */
+    uintptr_t page;            /* that it has touched */
+    struct lm__span span;      /* pages whose waiters share its fate */
+    enum lm__chunk_state from; /* the chunk's, before the fill */
+    int is_interrupt;
+    uint64_t began_ns;
+};
+
+/* Of a fault that begins to be served; the cause is set when there is one. */
+struct lm__failed lm__failed_fault(const lm_region *region, uint64_t chunk_idx,
+                                   const struct lm__fault *fault);
+/* Let all who wait end their instruction with false bytes, and their operation with an
+ * error. */
+void lm__ones_serve(lm_region *region, struct lm__failed failed,
+                    struct lm__scratch *scratch);
 
 /* ---- fault.c --------------------------------------------------------------------------------------------- */
 
 /* Serve one page fault. */
 void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch);
-/* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
-int lm__fault_prefetch(lm_region *region, uint64_t chunk_idx,
-                       struct lm__scratch *scratch, struct lm_error *err);
-
-/* Drop a chunk's pages.  1 if it was CLEAN. */
-int lm__fault_evict(lm_region *region, uint64_t chunk_idx);
 
 /* ---- workers.c ----------------------------------------------------------------------------------------------- */
 
@@ -437,13 +568,16 @@ int lm__job_start(const struct lm__job_spec *spec, lm_job **out);
 
 /* ---- fork: what each file does around it, called by pager.c in lock order --------------- */
 
-void lm__fault_fork_prepare(void);
-void lm__fault_fork_done(void);
-void lm__fault_fork_child(void);
+void lm__fill_fork_prepare(void);
+void lm__fill_fork_done(void);
+void lm__fill_fork_child(void);
+void lm__waiters_fork_prepare(void);
+void lm__waiters_fork_done(void);
+void lm__waiters_fork_child(void);
 void lm__region_fork_prepare(void);
 void lm__region_fork_done(void);
-/* In the child: register every arena anew.  Where that fails its memory is made
- * inaccessible: a crash is better than zeros. */
+/* In the child: register every arena anew, in ordinary pages: huge ones were reserved for the
+ * parent.  Where that fails its memory is made inaccessible: a crash is better than zeros. */
 void lm__region_fork_child(void);
 void lm__failure_fork_prepare(void);
 void lm__failure_fork_done(void);

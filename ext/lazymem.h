@@ -29,8 +29,9 @@ enum lm_code {
     LM_E_NO_UFFD = -20010,      /* userfaultfd can't be opened here */
     LM_E_LOST_MAPPING = -20011, /* the array's mapping was changed from outside */
     LM_E_ORDER = -20012, /* blocks of an object must be written in ascending order */
-    LM_E_CANCELLED = -20013, /* the job was cancelled */
-    LM_E_DANGLING = -20014,  /* a touch of memory whose array no longer exists */
+    LM_E_CANCELLED = -20013,     /* the job was cancelled */
+    LM_E_DANGLING = -20014,      /* a touch of memory whose array no longer exists */
+    LM_E_NO_HUGE_PAGES = -20015, /* the system's pool has too few of them */
 };
 
 /* What went wrong and where.  A field that does not apply is all ones. */
@@ -150,7 +151,8 @@ int lm_object_verify(lm_object *object, lm_job **out);
 typedef struct lm_region lm_region;
 
 struct lm_region_stats {
-    uint64_t chunks_total;
+    uint64_t page_bytes;
+    uint64_t chunks_total; /* the region's chunks, here and below */
     uint64_t chunks_resident;
     uint64_t bytes_resident; /* chunk-rounded */
     uint64_t faults;         /* page faults served */
@@ -164,12 +166,25 @@ struct lm_region_stats {
  * SIGBUS there (a system call gets EFAULT), as a memory map would. */
 enum lm_on_error { LM_ON_ERROR_RAISE = 0, LM_ON_ERROR_SIGBUS = 1 };
 
+/* All zero: read-only, errors raised, pages of the system's own size. */
+struct lm_region_options {
+    int32_t on_error;    /* enum lm_on_error */
+    int32_t is_writable; /* what is written is to be there in a forked child, too */
+    uint64_t
+        page_bytes; /* of the system's pool of huge pages.  An object smaller than one
+                          * has ordinary pages all the same */
+};
+
 /* Reserve address space for the object; touches nothing.  LM_E_NO_UFFD where
  * lm_pager_start() has not succeeded: read the object with lm_object_read() instead; or
- * where the kernel knows no UFFDIO_POISON, which LM_ON_ERROR_SIGBUS needs. */
-int lm_region_open(lm_object *object, enum lm_on_error on_error, lm_region **out,
-                   struct lm_error *err);
+ * where the kernel can't do what the options ask for.  LM_E_NO_HUGE_PAGES where the pool has
+ * too few: they are reserved here, so that none is wanting later. */
+int lm_region_open(lm_object *object, const struct lm_region_options *options,
+                   lm_region **out, struct lm_error *err);
 void *lm_region_addr(const lm_region *region);
+/* Bytes of a region's chunk: what is filled as one.  The object's chunk, or, where a page is
+ * larger, a page of them. */
+uint64_t lm_region_chunk_bytes(const lm_region *region);
 /* Free the memory now; views stay mapped and a touch of them is LM_E_CLOSED. */
 void lm_region_release(lm_region *region);
 /* A region has one reference when opened.  The last one dropped gives the address range
@@ -231,6 +246,7 @@ struct lm_pager_stats {
     uint64_t events;    /* page-fault events read */
     uint64_t copies;    /* UFFDIO_COPY calls */
     uint64_t zeropages; /* UFFDIO_ZEROPAGE calls */
+    uint64_t moves;     /* UFFDIO_MOVE calls */
     uint64_t wakes;     /* UFFDIO_WAKE calls */
     uint64_t eexist;    /* answers by errno, see uffd.c */
     uint64_t eagain_partial;

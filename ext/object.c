@@ -72,6 +72,22 @@ static int entry_is_sound(const lm_object *o, const struct lm__entry *e, size_t 
                                      : e->stored_bytes <= bytes;
 }
 
+/* Where the bytes go on their way: the last station is `to`. */
+struct way {
+    uint8_t *stored, *decoded, *to;
+};
+
+/* Stored bytes are read where the next station is not. */
+static struct way way_of(const struct lm__entry *e, struct lm__scratch *s, uint8_t *to)
+{
+    int is_decoded = e->codec != LM_CODEC_NONE;
+    int is_filtered = e->filter != LM_FILTER_NONE;
+    struct way way = {.to = to ? to : s->a};
+    way.decoded = is_filtered ? s->b : way.to;
+    way.stored = !is_decoded ? way.decoded : is_filtered ? s->a : s->b;
+    return way;
+}
+
 static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
                   uint8_t **out, uint64_t *stored_bytes, struct lm_error *err)
 {
@@ -95,14 +111,15 @@ static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
         cause.code = rc;
         return lm__fail(err, cause);
     }
-    rc = lm__source_read(&o->store->source, &e, "payload", s, s->a, err);
+    struct way way = way_of(&e, s, *out);
+    rc = lm__source_read(&o->store->source, &e, "payload", s, way.stored, err);
     if (rc != 0)
         return rc;
     *stored_bytes += e.stored_bytes;
 
-    uint8_t *from = s->a, *to = s->b;
     if (e.codec != LM_CODEC_NONE) {
-        int64_t n = lm__codec(e.codec)->decode(s, from, e.stored_bytes, to, bytes);
+        int64_t n = lm__codec(e.codec)->decode(s, way.stored, e.stored_bytes,
+                                               way.decoded, bytes);
         if (n != (int64_t)bytes) {
             cause = lm__error(n == -ENOMEM ? -ENOMEM : LM_E_DECODE, "payload");
             cause.offset = e.offset;
@@ -111,13 +128,10 @@ static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
                 cause.found = (uint64_t)n;
             return lm__fail(err, cause);
         }
-        from = s->b, to = s->a;
     }
-    if (e.filter == LM_FILTER_SHUFFLE) {
-        lm__unshuffle(o->spec.shuffle_width, bytes, from, to);
-        from = to;
-    }
-    *out = from;
+    if (e.filter == LM_FILTER_SHUFFLE)
+        lm__unshuffle(o->spec.shuffle_width, bytes, way.decoded, way.to);
+    *out = way.to;
     return 0;
 }
 

@@ -2,8 +2,10 @@
  * os.c - what the engine asks of the system besides files: pages, threads, cores.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -25,6 +27,48 @@ size_t lm__page_bytes(void)
         lm_store_relaxed(&page_bytes, bytes);
     }
     return bytes;
+}
+
+void *lm__pages_reserve(size_t bytes, size_t align, int protection)
+{
+    size_t room = align > lm__page_bytes() ? bytes + align : bytes;
+    char *p = mmap(NULL, room, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    char *start = p + (lm__round_up((uintptr_t)p, align) - (uintptr_t)p);
+    if (start != p)
+        munmap(p, (size_t)(start - p));
+    if (start + bytes != p + room)
+        munmap(start + bytes, (size_t)(p + room - start) - bytes);
+    return start;
+}
+
+static int read_line(const char *path, char *buf, size_t bytes)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, buf, bytes - 1);
+    if (fd >= 0)
+        close(fd);
+    buf[got < 0 ? 0 : got] = 0;
+    return got > 0;
+}
+
+#define THP "/sys/kernel/mm/transparent_hugepage/"
+
+int lm__pages_can_be_huge(void)
+{
+    static _Atomic int answer; /* 0: not asked yet; else 1 + the answer */
+    char enabled[64], size[32];
+    int known = lm_load_relaxed(&answer);
+    if (known == 0) {
+        known = 1 + (read_line(THP "enabled", enabled, sizeof enabled) &&
+                     !strstr(enabled, "[never]") &&
+                     read_line(THP "hpage_pmd_size", size, sizeof size) &&
+                     atol(size) == LM_HUGE_BYTES);
+        lm_store_relaxed(&answer, known);
+    }
+    return known - 1;
 }
 
 #ifndef MADV_DONTNEED_LOCKED /* since Linux 5.18 */

@@ -103,7 +103,8 @@ static int start(void)
 static void fork_prepare(void)
 {
     pthread_mutex_lock(&g_pager.start_lock);
-    lm__fault_fork_prepare(); /* no chunk is FILLING from here on */
+    lm__fill_fork_prepare(); /* no chunk is FILLING from here on */
+    lm__waiters_fork_prepare();
     lm__workers_fork_prepare();
     lm__region_fork_prepare();
     lm__failure_fork_prepare();
@@ -116,14 +117,16 @@ static void fork_done(void)
     lm__failure_fork_done();
     lm__region_fork_done();
     lm__workers_fork_done();
-    lm__fault_fork_done();
+    lm__waiters_fork_done();
+    lm__fill_fork_done();
     pthread_mutex_unlock(&g_pager.start_lock);
 }
 
 /* The child has this thread alone, and mappings that are no longer registered. */
 static void fork_child(void)
 {
-    lm__fault_fork_child();
+    lm__fill_fork_child();
+    lm__waiters_fork_child();
     lm__workers_fork_child();
     lm__failure_fork_child();
     if (g_pager.is_started) {

@@ -15,7 +15,7 @@ static int prefetch_step(void *context, uint64_t step_idx, struct lm__scratch *s
                          struct lm_error *err)
 {
     const struct prefetch *p = context;
-    return lm__fault_prefetch(p->region, p->first_chunk + step_idx, scratch, err);
+    return lm__fill_ahead(p->region, p->first_chunk + step_idx, scratch, err);
 }
 
 static void prefetch_free(void *context)
@@ -28,7 +28,7 @@ static void prefetch_free(void *context)
 int lm_region_prefetch(lm_region *r, uint64_t offset, uint64_t nbytes, lm_job **out)
 {
     uint64_t object_bytes = r->object->spec.object_bytes;
-    unsigned shift = r->object->chunk_shift;
+    unsigned shift = r->chunk_shift;
     if (nbytes == 0 || offset > object_bytes || nbytes > object_bytes - offset)
         return -EINVAL;
     struct prefetch *p = malloc(sizeof *p);
@@ -52,6 +52,6 @@ void lm_region_fill_here(lm_region *r, uint64_t offset)
         return;
     struct lm__scratch scratch = lm__scratch_take();
     scratch.is_cached_only = 1; /* Ctrl-C would not end a read */
-    lm__fault_prefetch(r, offset >> r->object->chunk_shift, &scratch, &untold);
+    lm__fill_ahead(r, offset >> r->chunk_shift, &scratch, &untold);
     lm__scratch_give(&scratch);
 }

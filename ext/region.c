@@ -6,8 +6,8 @@
  *           region  region                  an object's memory; slots are powers of two
  *
  * Mappings are scarce (65,530 a process by default), objects are not.  So small objects share
- * arenas of equal slots, and only an object larger than SLOT_BYTES_MAX has an arena of its
- * own.  Address -> arena is a binary search, arena -> slot a shift.
+ * arenas of equal slots, and only an object larger than SLOT_BYTES_MAX, or one in huge pages,
+ * has an arena of its own.  Address -> arena is a binary search, arena -> slot a shift.
  *
  * (R1) A slot is handed out again only when its region's last reference is gone: neither the
  *      owner nor a fill in flight can touch the range.  UFFDIO_COPY would not notice.
@@ -34,6 +34,7 @@ struct lm__arena {
     uintptr_t addr;
     size_t bytes;
     unsigned slot_shift;
+    unsigned page_shift;
     size_t slots;
     lm_region **regions;  /* by slot; under map_lock, as all below */
     size_t used_slots;    /* handed out at least once: the first ones */
@@ -59,8 +60,32 @@ static void arena_free(struct lm__arena *a)
     free(a);
 }
 
+/* Inaccessible memory.  Slots become accessible when they are first handed out: what can be
+ * accessed counts where memory is not overcommitted, and mlockall() has it filled at once,
+ * with zeros, before it is registered.  Huge pages are reserved now; reserved but inaccessible
+ * ones are as good. */
+static int arena_map(struct lm__arena *a)
+{
+    void *p;
+    if (a->page_shift == lm__log2(lm__page_bytes())) {
+        size_t align = a->bytes < LM_HUGE_BYTES ? lm__page_bytes() : LM_HUGE_BYTES;
+        p = lm__pages_reserve(a->bytes, align, PROT_NONE);
+    } else {
+        int size = (int)a->page_shift << 26; /* MAP_HUGE_SHIFT */
+        p = mmap(NULL, a->bytes, PROT_NONE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | size, -1, 0);
+        if (p == MAP_FAILED)
+            return LM_E_NO_HUGE_PAGES;
+    }
+    if (!p)
+        return -errno;
+    a->addr = (uintptr_t)p;
+    return munlock(p, a->bytes) < 0 ? -errno : lm__uffd_register(a->addr, a->bytes);
+}
+
 /* An arena of slots of 2^slot_shift bytes; or of one slot, if it must be larger. */
-static int arena_new(size_t bytes, unsigned slot_shift, struct lm__arena **out)
+static int arena_new(size_t bytes, unsigned slot_shift, unsigned page_shift,
+                     struct lm__arena **out)
 {
     struct lm__arena *a = calloc(1, sizeof *a);
     int rc = -ENOMEM;
@@ -68,23 +93,14 @@ static int arena_new(size_t bytes, unsigned slot_shift, struct lm__arena **out)
         return rc;
     a->bytes = bytes;
     a->slot_shift = slot_shift;
+    a->page_shift = page_shift;
     a->slots = bytes >> slot_shift ? bytes >> slot_shift : 1;
     a->regions = calloc(a->slots, sizeof a->regions[0]);
     a->free_slots = malloc(a->slots * sizeof a->free_slots[0]);
     if (!a->regions || !a->free_slots)
         goto free_arena;
 
-    /* Slots become accessible when they are first handed out.  What can be accessed counts
-     * where memory is not overcommitted, and mlockall() has it filled at once: with zeros,
-     * before it is registered. */
-    void *p = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
-    if (p == MAP_FAILED) {
-        rc = -errno;
-        goto free_arena;
-    }
-    a->addr = (uintptr_t)p;
-    rc = munlock(p, bytes) < 0 ? -errno : lm__uffd_register(a->addr, bytes);
+    rc = arena_map(a);
     if (rc != 0)
         goto free_arena;
     *out = a;
@@ -184,7 +200,7 @@ static int slot_take_locked(struct lm__arena *a, lm_region *r)
 
 static int slot_take(lm_region *r)
 {
-    int is_shared = r->bytes <= SLOT_BYTES_MAX;
+    int is_shared = r->bytes <= SLOT_BYTES_MAX && !lm__region_is_hugetlb(r);
     unsigned slot_shift = 63; /* of an arena that is one slot */
     if (is_shared)
         for (slot_shift = lm__log2(lm__page_bytes());
@@ -196,7 +212,8 @@ static int slot_take(lm_region *r)
     int rc = 0;
     if (!a) {
         /* Nobody faults on an arena that nobody knows: mapping it under the lock is safe. */
-        rc = arena_new(is_shared ? SHARED_ARENA_BYTES : r->bytes, slot_shift, &a);
+        rc = arena_new(is_shared ? SHARED_ARENA_BYTES : r->bytes, slot_shift,
+                       r->page_shift, &a);
         if (rc == 0 && (rc = arena_insert_locked(a)) != 0)
             arena_free(a);
     }
@@ -266,13 +283,12 @@ int lm__region_dangling_code(uintptr_t addr)
 
 void lm__region_serve_dangling(uintptr_t addr)
 {
-    static const uint8_t ones[65536] = {[0 ... 65535] = 0xFF};
     struct lm__arena *arena;
     uintptr_t page = lm__round_down(addr, lm__page_bytes());
     pthread_mutex_lock(&g_map_lock);
     lm_region *r = find_locked(addr, &arena);
     if (!r)
-        lm__uffd_copy(page, ones, lm__page_bytes());
+        lm__uffd_copy(page, lm__ones, lm__page_bytes());
     if (arena && !r)
         arena->served_dangling = 1;
     pthread_mutex_unlock(&g_map_lock);
@@ -293,11 +309,53 @@ void lm__region_count(uint64_t *regions, uint64_t *arenas)
 void lm__region_fork_prepare(void) { pthread_mutex_lock(&g_map_lock); }
 void lm__region_fork_done(void) { pthread_mutex_unlock(&g_map_lock); }
 
+/* Copy the pages that are there to `to`, which is registered.  The kernel does it: the parent
+ * may take a page back, when its pool is empty, and whoever touches it then is killed. */
+static int copy_present(const lm_region *r, uintptr_t to)
+{
+    size_t page_bytes = lm__region_page_bytes(r);
+    uint64_t idx = 0, count = r->chunks.count;
+    for (; (idx = lm__chunks_next_clean(&r->chunks, idx, count)) < count; idx++) {
+        struct lm__span span = lm__region_span(r, idx);
+        for (uintptr_t page = span.addr; page < span.addr + span.bytes;
+             page += page_bytes)
+            if (lm__page_is_present(page) &&
+                lm__uffd_copy(to + (page - r->addr), (void *)page, page_bytes) !=
+                    LM_INSTALLED)
+                return -1;
+    }
+    return 0;
+}
+
+/* Huge pages were reserved for the parent: the child has ordinary ones, with what was written
+ * to them.  What was only read is filled anew. */
+static int arena_make_ordinary(struct lm__arena *a)
+{
+    lm_region *r = a->regions[0];
+    void *p = lm__pages_reserve(a->bytes, LM_HUGE_BYTES, PROT_READ | PROT_WRITE);
+    uintptr_t fresh = (uintptr_t)p;
+    if (!p)
+        return -1;
+    if (!r->is_writable)
+        lm__chunks_forget_all(&r->chunks);
+    if (lm__uffd_register(fresh, a->bytes) != 0 || copy_present(r, fresh) != 0 ||
+        lm__uffd_unregister(fresh, a->bytes) != 0 || /* moving is an event otherwise */
+        mremap(p, a->bytes, a->bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)a->addr) ==
+            MAP_FAILED) {
+        munmap(p, a->bytes);
+        return -1;
+    }
+    a->page_shift = r->page_shift = lm__log2(lm__page_bytes());
+    return 0;
+}
+
 void lm__region_fork_child(void)
 {
     for (size_t i = 0; i < g_arena_count; i++) {
         struct lm__arena *a = g_arenas[i];
-        if (!lm__uffd_is_open() || lm__uffd_register(a->addr, a->bytes) != 0)
+        int is_huge = a->page_shift != lm__log2(lm__page_bytes());
+        if (!lm__uffd_is_open() || (is_huge && arena_make_ordinary(a) != 0) ||
+            lm__uffd_register(a->addr, a->bytes) != 0)
             a->is_lost = 1;
         if (a->is_lost)
             mprotect((void *)a->addr, a->bytes, PROT_NONE);
@@ -306,19 +364,28 @@ void lm__region_fork_child(void)
 
 /* ---- lifetime ----------------------------------------------------------------------------------------- */
 
-int lm_region_open(lm_object *object, enum lm_on_error on_error, lm_region **out,
-                   struct lm_error *err)
+/* What the options ask for and this process can't do, or NULL. */
+static const char *unsupported(const struct lm_region_options *options)
 {
-    struct lm_error cause = lm__error(LM_E_NO_UFFD, "chunk smaller than a page");
-    cause.tag = object->spec.tag;
-    /* A lone chunk may be of any size; chunks side by side must be whole pages. */
-    if (object->chunks > 1 && object->spec.chunk_bytes < lm__page_bytes())
-        return lm__fail(err, cause);
-    snprintf(cause.what, sizeof cause.what, "userfaultfd");
     if (!lm__uffd_is_open())
-        return lm__fail(err, cause);
-    snprintf(cause.what, sizeof cause.what, "UFFDIO_POISON, for on_error");
-    if (on_error == LM_ON_ERROR_SIGBUS && !lm__uffd_can_poison())
+        return "userfaultfd";
+    if (options->on_error == LM_ON_ERROR_SIGBUS && !lm__uffd_can_poison())
+        return "UFFDIO_POISON, for on_error";
+    if (options->page_bytes != 0 && !lm__uffd_can_hugetlb())
+        return "userfaultfd for huge pages";
+    return NULL;
+}
+
+int lm_region_open(lm_object *object, const struct lm_region_options *options,
+                   lm_region **out, struct lm_error *err)
+{
+    static const struct lm_region_options none;
+    if (!options)
+        options = &none;
+    const char *missing = unsupported(options);
+    struct lm_error cause = lm__error(LM_E_NO_UFFD, missing ? missing : "region");
+    cause.tag = object->spec.tag;
+    if (missing)
         return lm__fail(err, cause);
     lm_region *r = calloc(1, sizeof *r);
     if (!r) {
@@ -327,9 +394,17 @@ int lm_region_open(lm_object *object, enum lm_on_error on_error, lm_region **out
     }
     r->refs = 1;
     r->object = object;
-    r->on_error = on_error;
-    r->bytes = lm__round_up(object->spec.object_bytes, lm__page_bytes());
-    int rc = lm__chunks_init(&r->chunks, object->chunks);
+    r->on_error = (enum lm_on_error)options->on_error;
+    r->is_writable = options->is_writable;
+    uint64_t object_bytes = object->spec.object_bytes;
+    r->page_shift = lm__log2(object_bytes < options->page_bytes || !options->page_bytes
+                                 ? lm__page_bytes()
+                                 : options->page_bytes);
+    r->chunk_shift =
+        object->chunk_shift > r->page_shift ? object->chunk_shift : r->page_shift;
+    r->bytes = lm__round_up(object_bytes, lm__region_page_bytes(r));
+    int rc =
+        lm__chunks_init(&r->chunks, lm__div_up(object_bytes, 1ull << r->chunk_shift));
     if (rc != 0)
         goto free_region;
     rc = slot_take(r);
@@ -346,6 +421,10 @@ free_region:
     cause.code = rc;
     snprintf(cause.what, sizeof cause.what, "address space");
     cause.expected = object->spec.object_bytes;
+    if (rc == LM_E_NO_HUGE_PAGES) {
+        snprintf(cause.what, sizeof cause.what, "huge pages");
+        cause.expected = lm__div_up(object_bytes, options->page_bytes);
+    }
     return lm__fail(err, cause);
 }
 
@@ -376,9 +455,26 @@ void lm_region_release(lm_region *r)
 
 void *lm_region_addr(const lm_region *r) { return (void *)r->addr; }
 
-size_t lm__region_chunk_span(const lm_region *r, uint64_t chunk_idx)
+uint64_t lm_region_chunk_bytes(const lm_region *r) { return 1ull << r->chunk_shift; }
+
+struct lm__span lm__region_span(const lm_region *r, uint64_t chunk_idx)
 {
-    return lm__round_up(lm__object_chunk_bytes(r->object, chunk_idx), lm__page_bytes());
+    uint64_t offset = chunk_idx << r->chunk_shift, left = r->bytes - offset;
+    size_t bytes = (size_t)1 << r->chunk_shift;
+    return (struct lm__span){r->addr + offset, left < bytes ? (size_t)left : bytes};
+}
+
+size_t lm__region_chunk_bytes(const lm_region *r, uint64_t chunk_idx)
+{
+    uint64_t left = r->object->spec.object_bytes - (chunk_idx << r->chunk_shift);
+    size_t bytes = (size_t)1 << r->chunk_shift;
+    return left < bytes ? (size_t)left : bytes;
+}
+
+void lm__region_blame(const lm_region *r, uint64_t chunk_idx, struct lm_error *err)
+{
+    err->tag = r->object->spec.tag;
+    err->chunk_idx = chunk_idx << (r->chunk_shift - r->object->chunk_shift);
 }
 
 uint64_t lm_region_residency(const lm_region *r, uint64_t first_chunk, uint64_t chunks,
@@ -394,8 +490,9 @@ void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
     /* A fill that ends during the release may still be counted, and is gone all the same. */
     int is_released = lm_load_seq_cst(&r->released);
     uint64_t resident = is_released ? 0 : lm_load_relaxed(&r->chunks.resident);
-    uint64_t bytes = resident << r->object->chunk_shift;
+    uint64_t bytes = resident << r->chunk_shift;
     *out = (struct lm_region_stats){
+        .page_bytes = lm__region_page_bytes(r),
         .chunks_total = r->chunks.count,
         .chunks_resident = resident,
         .bytes_resident = bytes < r->bytes ? bytes : r->bytes,

@@ -16,6 +16,9 @@
  *   ENOMEM                            NO_MEMORY
  *   EINVAL, EFAULT, anything else     REFUSED: our bug, or a mapping changed from outside
  *
+ * MOVE has reasons of its own to refuse (locked memory, a source that fork has shared), and
+ * needs no verdict: what it has not moved is copied.
+ *
  * The kernel's structs and numbers are declared here, since system headers lag behind kernels.
  */
 #define _GNU_SOURCE
@@ -35,10 +38,12 @@
 #define UFFD_USER_MODE_ONLY          1
 #define UFFD_EVENT_PAGEFAULT         0x12
 #define UFFDIO_REGISTER_MODE_MISSING 1ull
-#define UFFDIO_MODE_DONTWAKE         1ull        /* of COPY and of ZEROPAGE */
+#define UFFDIO_MODE_DONTWAKE         1ull        /* of COPY and its like */
 #define UFFD_FEATURE_EVENT_REMAP     (1ull << 2) /* memory that moves stays ours */
 #define UFFD_FEATURE_THREAD_ID       (1ull << 8)
+#define UFFD_FEATURE_HUGETLB         (1ull << 4)
 #define UFFD_FEATURE_POISON          (1ull << 14)
+#define UFFD_FEATURE_MOVE            (1ull << 16)
 
 struct uffd_msg {
     uint8_t event;
@@ -69,6 +74,10 @@ struct uffdio_zeropage {
     uint64_t mode;
     int64_t zeropage;
 };
+struct uffdio_move {
+    uint64_t dst, src, len, mode;
+    int64_t move;
+};
 struct uffdio_poison {
     struct uffdio_range range;
     uint64_t mode;
@@ -78,9 +87,11 @@ struct uffdio_poison {
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #define UFFDIO_API          _IOWR(0xAA, 0x3F, struct uffdio_api)
 #define UFFDIO_REGISTER     _IOWR(0xAA, 0x00, struct uffdio_register)
+#define UFFDIO_UNREGISTER   _IOR(0xAA, 0x01, struct uffdio_range)
 #define UFFDIO_WAKE         _IOR(0xAA, 0x02, struct uffdio_range)
 #define UFFDIO_COPY         _IOWR(0xAA, 0x03, struct uffdio_copy)
 #define UFFDIO_ZEROPAGE     _IOWR(0xAA, 0x04, struct uffdio_zeropage)
+#define UFFDIO_MOVE         _IOWR(0xAA, 0x05, struct uffdio_move)
 #define UFFDIO_POISON       _IOWR(0xAA, 0x08, struct uffdio_poison)
 
 #define EAGAIN_RETRIES                                                                 \
@@ -240,10 +251,16 @@ int lm__uffd_register(uintptr_t addr, size_t bytes)
     return ioctl(lm_load_acquire(&g_uffd), UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
 
+int lm__uffd_unregister(uintptr_t addr, size_t bytes)
+{
+    struct uffdio_range range = {addr, bytes};
+    return ioctl(lm_load_acquire(&g_uffd), UFFDIO_UNREGISTER, &range) < 0 ? -errno : 0;
+}
+
 /* ---- events ------------------------------------------------------------------------------------ */
 
 static struct {
-    _Atomic uint64_t events, copies, zeropages, wakes;
+    _Atomic uint64_t events, copies, zeropages, moves, wakes;
     _Atomic uint64_t eexist, eagain_partial, eagain, enoent, enomem, refused, poisons;
 } g_stats;
 
@@ -287,10 +304,14 @@ void lm__uffd_wake(uintptr_t addr, size_t bytes)
           &range); /* fails only where nobody can be waiting */
 }
 
-int lm__uffd_can_poison(void)
+static int has_feature(uint64_t feature)
 {
-    return (lm_load_relaxed(&g_features) & UFFD_FEATURE_POISON) != 0;
+    return (lm_load_relaxed(&g_features) & feature) != 0;
 }
+
+int lm__uffd_can_poison(void) { return has_feature(UFFD_FEATURE_POISON); }
+int lm__uffd_can_move(void) { return has_feature(UFFD_FEATURE_MOVE); }
+int lm__uffd_can_hugetlb(void) { return has_feature(UFFD_FEATURE_HUGETLB); }
 
 void lm__uffd_poison(uintptr_t addr, size_t bytes)
 {
@@ -413,11 +434,20 @@ enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes)
     return install((struct range_left){addr, NULL, bytes, lm__page_bytes(), 0});
 }
 
+size_t lm__uffd_move(uintptr_t addr, void *src, size_t bytes)
+{
+    struct uffdio_move arg = {addr, (uintptr_t)src, bytes, UFFDIO_MODE_DONTWAKE, 0};
+    lm_add_relaxed(&g_stats.moves, 1);
+    ioctl(lm_load_acquire(&g_uffd), UFFDIO_MOVE, &arg);
+    return arg.move > 0 ? (size_t)arg.move : 0;
+}
+
 void lm__uffd_stats(struct lm_pager_stats *out)
 {
     out->events = lm_load_relaxed(&g_stats.events);
     out->copies = lm_load_relaxed(&g_stats.copies);
     out->zeropages = lm_load_relaxed(&g_stats.zeropages);
+    out->moves = lm_load_relaxed(&g_stats.moves);
     out->wakes = lm_load_relaxed(&g_stats.wakes);
     out->eexist = lm_load_relaxed(&g_stats.eexist);
     out->eagain_partial = lm_load_relaxed(&g_stats.eagain_partial);

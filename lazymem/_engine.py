@@ -25,6 +25,7 @@ from lazymem.errors import (
     ClosedError,
     FillError,
     FormatError,
+    HugePagesError,
     LazyMemError,
     NotAStoreError,
     UnsupportedKernelError,
@@ -34,6 +35,7 @@ Tick = Callable[[int, int], None]
 """Called now and then with the steps done and the steps in all."""
 
 CODECS = {"none": lib.LM_CODEC_NONE, "lz4": lib.LM_CODEC_LZ4, "zstd": lib.LM_CODEC_ZSTD}
+PAGE_BYTES = {None: 0, "2M": 2 << 20, "1G": 1 << 30}
 ON_ERROR = {"raise": lib.LM_ON_ERROR_RAISE, "sigbus": lib.LM_ON_ERROR_SIGBUS}
 CHUNK_BYTES_MIN = int(lib.LM_CHUNK_BYTES_MIN)
 CHUNK_BYTES_MAX = int(lib.LM_CHUNK_BYTES_MAX)
@@ -48,11 +50,12 @@ _COMMIT = ffi.typeof("struct lm_commit *")
 _OBJECT_SPEC = ffi.typeof("struct lm_object_spec *")
 _STORE_OUT = ffi.typeof("lm_store **")
 _OBJECT_OUT = ffi.typeof("lm_object **")
+_REGION_OPTIONS = ffi.typeof("struct lm_region_options *")
 _REGION_OUT = ffi.typeof("lm_region **")
 _JOB_OUT = ffi.typeof("lm_job **")
 _CHARS = ffi.typeof("char[]")
 _UINTPTR = ffi.typeof("uintptr_t")
-for _type in (_ERROR, _COMMIT, _OBJECT_SPEC):
+for _type in (_ERROR, _COMMIT, _OBJECT_SPEC, _REGION_OPTIONS):
     ffi.new(_type)
 _TICK_MS = 50
 
@@ -74,6 +77,8 @@ _HINTS = {
     lib.LM_E_CLOSED: "keep the store open while its arrays are in use, or copy them",
     lib.LM_E_NO_UFFD: "'lazymem doctor' tells how to allow it",
     lib.LM_E_LOST_MAPPING: "something unmapped or remapped the array's memory",
+    lib.LM_E_NO_HUGE_PAGES: "'lazymem doctor' shows the pools, and vm.nr_hugepages is "
+    "the size of one; pages='auto' makes do with ordinary pages",
     -errno_names.EINTR: "a signal ended the wait; a later touch tries again",
     -errno_names.ENOMEM: "free memory, or raise what limits this process (ulimit -v, "
     "a memory cgroup, vm.overcommit_memory); a later touch tries again",
@@ -85,6 +90,7 @@ _CLASSES: dict[int, type[LazyMemError]] = {
     lib.LM_E_DANGLING: ClosedError,
     lib.LM_E_CODEC: UnsupportedKernelError,
     lib.LM_E_NO_UFFD: UnsupportedKernelError,
+    lib.LM_E_NO_HUGE_PAGES: HugePagesError,
     lib.LM_E_LOST_MAPPING: FillError,
     lib.LM_E_MAGIC: NotAStoreError,
     lib.LM_E_VERSION: NotAStoreError,
@@ -366,14 +372,24 @@ class ObjectHandle:
 class RegionHandle:
     """An object as memory, which lives as long as the handle or a view of it."""
 
-    def __init__(self, obj: ObjectHandle, on_error: str = "raise") -> None:
+    def __init__(
+        self,
+        obj: ObjectHandle,
+        on_error: str = "raise",
+        *,
+        is_writable: bool = False,
+        pages: str | None = None,
+    ) -> None:
         out, error = ffi.new(_REGION_OUT), _new_error()
-        code = lib.lm_region_open(obj.pointer, ON_ERROR[on_error], out, error)
+        fields = (ON_ERROR[on_error], is_writable, PAGE_BYTES[pages])
+        options = ffi.new(_REGION_OPTIONS, fields)
+        code = lib.lm_region_open(obj.pointer, options, out, error)
         _check(code, error, obj.path, obj.name)
         self.object = obj
         obj.region = weakref.ref(self)
         self.pointer = ffi.gc(out[0], lib.lm_region_close)
         self.address = int(ffi.cast(_UINTPTR, lib.lm_region_addr(self.pointer)))
+        self.chunk_bytes = int(lib.lm_region_chunk_bytes(self.pointer))
         self.failures = lib.lm_region_failures(self.pointer)
         self.released = False
 

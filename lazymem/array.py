@@ -39,6 +39,8 @@ class Binding:
     def __post_init__(self) -> None:
         self.is_untouched = self.region is not None
         self.failures = self.region.failures if self.region else _engine.NO_FAILURES
+        self.chunk_bytes = (self.region or self.info).chunk_bytes
+        """What is filled as one: the object's chunk, or a page of them."""
 
     def before(self) -> int:
         """Return what `failures.begun` must still be after an operation."""
@@ -101,7 +103,7 @@ class LazyArray(np.ndarray[Any, Any]):
         return Residency(
             chunks=count,
             chunks_resident=int(np.count_nonzero(mask)),
-            chunk_bytes=binding.info.chunk_bytes,
+            chunk_bytes=binding.chunk_bytes,
             mask=mask,
         )
 
@@ -145,7 +147,7 @@ class LazyArray(np.ndarray[Any, Any]):
         job = self._fill_job()
         if job is not None:
             binding = self._bound()
-            nbytes = self._chunk_range()[1] * binding.info.chunk_bytes
+            nbytes = self._chunk_range()[1] * binding.chunk_bytes
             with meter(progress, nbytes, f"load {binding.info.name}") as m:
                 job.wait(m.part(nbytes))
             if binding.region is not None and binding.region.released:
@@ -229,8 +231,8 @@ class LazyArray(np.ndarray[Any, Any]):
         if binding.region is None:
             return 0, binding.info.chunks
         low, high = self._byte_range()
-        first = low // binding.info.chunk_bytes
-        return first, -(-high // binding.info.chunk_bytes) - first
+        first = low // binding.chunk_bytes
+        return first, -(-high // binding.chunk_bytes) - first
 
     def _bound(self) -> Binding:
         if self._binding is None:

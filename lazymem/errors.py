@@ -110,6 +110,10 @@ class BudgetError(LazyMemError, MemoryError):
     """There was no memory for a chunk."""
 
 
+class HugePagesError(LazyMemError, MemoryError):
+    """The system's pool has too few huge pages for an array."""
+
+
 class ObjectNotFoundError(LazyMemError, KeyError):
     """The store has no object of that name."""
 

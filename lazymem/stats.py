@@ -39,7 +39,7 @@ class Residency:
     chunks_resident: int
     """Of these, in memory."""
     chunk_bytes: int
-    """Bytes of a chunk."""
+    """Bytes of a chunk; of a page where pages are larger."""
     mask: npt.NDArray[np.bool_]
     """Shape ``(chunks,)``: which chunks are in memory."""
 
@@ -53,8 +53,10 @@ class Residency:
 class RegionStats:
     """What an array has cost so far."""
 
+    page_bytes: int
+    """Bytes of its pages."""
     chunks: int
-    """Chunks of the object."""
+    """Chunks of the object; in huge pages, those pages."""
     chunks_resident: int
     """Of these, in memory."""
     bytes_resident: int
@@ -99,6 +101,7 @@ class StoreStats:
 def region_stats(raw: Any) -> RegionStats:
     """Make a :class:`RegionStats` of a ``struct lm_region_stats``."""
     return RegionStats(
+        page_bytes=raw.page_bytes,
         chunks=raw.chunks_total,
         chunks_resident=raw.chunks_resident,
         bytes_resident=raw.bytes_resident,

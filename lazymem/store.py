@@ -19,6 +19,7 @@ import numpy as np
 from lazymem import _engine, manifest
 from lazymem.array import LazyArray, bind, closed_error
 from lazymem.errors import (
+    HugePagesError,
     LazyMemError,
     LazyMemWarning,
     ObjectNotFoundError,
@@ -29,6 +30,8 @@ from lazymem.stats import Commit, StoreStats, region_stats
 
 if TYPE_CHECKING:
     from lazymem.manifest import ObjectInfo
+
+Pages = Literal["2M", "1G", "auto"] | None
 
 _LISTED_IN_REPR = 10
 _PRUNE_MIN = 64
@@ -51,10 +54,12 @@ class Store(Mapping[str, LazyArray]):
         path: str,
         mode: Literal["r", "c"],
         on_error: Literal["raise", "sigbus"] = "raise",
+        pages: Pages = None,
     ) -> None:
         _engine.start_pager()  # its threads get ready while the file is looked at
         self._handle = _engine.StoreHandle(path)
-        self._path, self._mode, self._on_error = path, mode, on_error
+        self._path, self._mode = path, mode
+        self._on_error, self._pages = on_error, pages
         self._manifest = manifest.decode(self._handle.manifest(), path)
         self._objects: dict[str, Any] = self._manifest["objects"]
         self._lock = threading.Lock()
@@ -308,10 +313,10 @@ class Store(Mapping[str, LazyArray]):
         else:
             obj = self._object(info)
             try:
-                region = _engine.RegionHandle(obj, self._on_error)
+                region = self._open_region(obj)
             except UnsupportedKernelError as exc:
-                if self._on_error != "raise" and _engine.has_pager():
-                    raise  # it is that which this kernel can't do
+                if _engine.has_pager():
+                    raise  # it is what was asked for that this kernel can't do
                 _warn_fallback(exc)
                 array = bind(info, _load_whole(obj), None)
             else:
@@ -325,6 +330,20 @@ class Store(Mapping[str, LazyArray]):
                 return bind(info, memory, region, user_mode_only=user_mode_only)
         array.flags.writeable = self._mode == "c"
         return array
+
+    def _open_region(self, obj: _engine.ObjectHandle) -> _engine.RegionHandle:
+        is_writable = self._mode == "c"
+        pages = "2M" if self._pages == "auto" else self._pages
+        try:
+            return _engine.RegionHandle(
+                obj, self._on_error, is_writable=is_writable, pages=pages
+            )
+        except (HugePagesError, UnsupportedKernelError) as exc:
+            if self._pages != "auto" or not _engine.has_pager():
+                raise
+            warnings.warn(f"{exc}; here they are used", LazyMemWarning, stacklevel=5)
+            self._pages = None
+        return self._open_region(obj)
 
 
 _stores: dict[int, weakref.ref[Store]] = {}
@@ -389,6 +408,7 @@ def open(
     mode: Literal["r", "c"] = "r",
     *,
     on_error: Literal["raise", "sigbus"] = "raise",
+    pages: Pages = None,
 ) -> Store:
     """Open a store file.
 
@@ -404,6 +424,12 @@ def open(
         thread, right after the operation; or raise SIGBUS, as `numpy.memmap` does, so
         that not one instruction sees false bytes.  System calls then fail with EFAULT,
         and the page stays dead until the store is opened again.
+    pages : {None, "2M", "1G", "auto"}, optional
+        Memory from the system's pool of huge pages, reserved for a whole array when
+        it is opened, and filled page by page; ``"auto"`` is ``"2M"`` where the pool has
+        enough, and else ordinary pages, with a warning.  An array smaller than such a
+        page has ordinary pages in any case, and so have all arrays in a forked child.
+        Default: ordinary pages.
 
     Returns
     -------
@@ -416,8 +442,10 @@ def open(
     FormatError
         If it is not a store, is damaged, or is of a later version.
     UnsupportedKernelError
-        If an array is asked for and the kernel can't do what `on_error` says
+        If an array is asked for and the kernel can't do what `on_error` or `pages` say
         (``"sigbus"`` needs Linux 6.6).
+    HugePagesError
+        If an array is asked for and the pool has too few pages free for all of it.
 
     Notes
     -----
@@ -435,7 +463,9 @@ def open(
         raise ValueError(f"mode must be 'r' or 'c', not {mode!r}")
     if on_error not in _engine.ON_ERROR:
         raise ValueError(f"on_error must be 'raise' or 'sigbus', not {on_error!r}")
-    return Store(os.fspath(path), mode, on_error)
+    if pages != "auto" and pages not in _engine.PAGE_BYTES:
+        raise ValueError(f"pages must be '2M', '1G', 'auto' or None, not {pages!r}")
+    return Store(os.fspath(path), mode, on_error, pages)
 
 
 def _warm() -> None:

@@ -138,7 +138,7 @@ static void survive(struct pipes *p, lm_region *region)
     CHECK_EQ(lm__uffd_copy(region->addr, g_store.data, g_page), LM_EXITING);
     CHECK_EQ(lm__uffd_zero(region->addr, g_page), LM_EXITING);
     /* A fill ends quietly, and nothing is taken for filled. */
-    CHECK_EQ(lm__fault_prefetch(region, 0, &scratch, &err), 0);
+    CHECK_EQ(lm__fill_ahead(region, 0, &scratch, &err), 0);
     CHECK_EQ(lm__chunks_state(&region->chunks, 0), LM_CHUNK_ABSENT);
     CHECK_EQ(test_failures(region), 0);
     CHECK_EQ(write(p->verdict[1], "!", 1), 1);

@@ -188,7 +188,7 @@ static struct handle *handle_new(struct thread *t, lm_object *object, int thing)
     CHECK(h);
     h->refs = 1;
     h->thing = thing;
-    int rc = lm_region_open(object, LM_ON_ERROR_RAISE, &h->region, &err);
+    int rc = lm_region_open(object, NULL, &h->region, &err);
     if (rc != 0)
         fail(t, "open: %s: %s", err.what, lm_strerror(rc));
     return h;

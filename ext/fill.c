@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * fill.c - a claimed chunk gets its pages: decode, install, publish, wake; and loses them.
+ *
+ * Chunks are filled for somebody who waits (fault.c), or ahead (prefetch.c).  Everything here
+ * runs inside the gate, which a fork closes: a child finds no chunk FILLING.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <time.h>
+
+#include "internal.h"
+
+#define NO_MEMORY_RETRIES 5
+
+/* ---- the gate between fills and fork ------------------------------------------------------ */
+
+/* Read: somebody looks at a region, and may fill a chunk.  Write: fork. */
+static pthread_rwlock_t g_gate = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+
+void lm__fill_gate_enter(struct lm__scratch *scratch)
+{
+    if (pthread_rwlock_tryrdlock(&g_gate) == 0)
+        return;
+    /* A fork waits for the fills under way, and they for events to be read. */
+    lm__fill_will_block(scratch);
+    pthread_rwlock_rdlock(&g_gate);
+}
+
+void lm__fill_gate_leave(void) { pthread_rwlock_unlock(&g_gate); }
+
+void lm__fill_fork_prepare(void) { pthread_rwlock_wrlock(&g_gate); }
+void lm__fill_fork_done(void) { pthread_rwlock_unlock(&g_gate); }
+
+/* The threads that had entered, or were waiting to, are gone. */
+void lm__fill_fork_child(void)
+{
+    static const pthread_rwlock_t fresh =
+        PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+    g_gate = fresh;
+    pthread_rwlock_wrlock(&g_gate);
+}
+
+void lm__fill_will_block(struct lm__scratch *scratch)
+{
+    if (scratch && scratch->will_block)
+        scratch->will_block(scratch);
+}
+
+/* ---- filling --------------------------------------------------------------------------------- */
+
+void lm__fill_abandon(lm_region *r, uint64_t chunk_idx)
+{
+    lm__chunks_abandon(&r->chunks, chunk_idx);
+    lm__waiters_wake(lm__region_span(r, chunk_idx));
+}
+
+void lm__fill_unclaim(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state from)
+{
+    if (from == LM_CHUNK_CLEAN && lm__chunks_publish(&r->chunks, chunk_idx))
+        lm__waiters_wake(lm__region_span(r, chunk_idx)); /* its other pages are as
+                                                          * good as they were: (C2) */
+    else
+        lm__fill_abandon(r, chunk_idx);
+}
+
+static enum lm__install install_once(const lm_region *r, struct lm__span span,
+                                     const struct lm__block *block)
+{
+    if (lm__region_is_hugetlb(r))
+        return lm__uffd_copy_huge(span.addr, block->data, span.bytes, r->page_shift);
+    return block->is_zero ? lm__uffd_zero(span.addr, span.bytes)
+                          : lm__uffd_copy(span.addr, block->data, span.bytes);
+}
+
+enum { DROPPED = 1 };
+
+/* Decoded bytes into the region's memory.  0, DROPPED if nobody is left who could want them,
+ * or an error. */
+static int install(lm_region *r, struct lm__span span, struct lm__block block,
+                   struct lm_error *err)
+{
+    enum lm__install answer = LM_NO_MEMORY;
+    for (int retries = 0; answer == LM_NO_MEMORY && retries <= NO_MEMORY_RETRIES;
+         retries++) {
+        struct timespec pause = {.tv_nsec = retries * 2000000L};
+        if (retries > 0)
+            nanosleep(&pause, NULL);
+        answer = install_once(r, span, &block);
+    }
+    switch (answer) {
+    case LM_INSTALLED: return 0;
+    case LM_EXITING: return DROPPED;
+    case LM_NO_MEMORY: return lm__fail(err, lm__error(-ENOMEM, "memory for the chunk"));
+    case LM_VANISHED:
+        if (lm_load_seq_cst(&r->released))
+            return lm__fail(err, lm__error(LM_E_CLOSED, "array"));
+        break;
+    case LM_REFUSED: break;
+    }
+    return lm__fail(err, lm__error(LM_E_LOST_MAPPING, "mapping"));
+}
+
+int lm__fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
+             struct lm_error *err)
+{
+    struct lm__span span = lm__region_span(r, chunk_idx);
+    struct lm__block block = {.offset = span.addr - r->addr, .bytes = span.bytes};
+    int rc = lm__block_decode(r->object, &block, scratch, err);
+    lm__pause("install");
+    if (rc == 0 && (rc = install(r, span, block, err)) < 0)
+        lm__region_blame(r, chunk_idx, err);
+    lm__pause("publish");
+    if (rc < 0)
+        return rc;
+    if (rc == DROPPED) {
+        lm__fill_abandon(r, chunk_idx);
+        return 0;
+    }
+    lm_add_relaxed(&r->fills, 1);
+    lm_add_relaxed(&r->zero_fills, (uint64_t)block.is_zero);
+    lm_add_relaxed(&r->stored_bytes_read, block.stored_bytes);
+    lm__interrupt_end(scratch->toucher_tid);
+    if (!lm__chunks_publish(&r->chunks, chunk_idx)) { /* released meanwhile */
+        lm__pages_drop(span.addr, span.bytes);
+        lm__fill_abandon(r, chunk_idx);
+        return 0;
+    }
+    lm__waiters_wake(span);
+    return 0;
+}
+
+/* 1 if there is nothing left to do, 0 if another thread is filling the chunk. */
+static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
+                     int *rc, struct lm_error *err)
+{
+    enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
+    *rc = 0;
+    if (lm_load_seq_cst(&r->released) || state == LM_CHUNK_CLEAN)
+        return 1;
+    int claimed = lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_ABSENT);
+    if (claimed < 0)
+        *rc = lm__fail(err, lm__error(claimed, "memory for the chunk's state"));
+    if (claimed <= 0)
+        return claimed < 0;
+    /* A release that came before the claim is seen here, a later one by publish. */
+    if (lm_load_seq_cst(&r->released) ||
+        (*rc = lm__fill(r, chunk_idx, scratch, err)) < 0)
+        lm__fill_abandon(r, chunk_idx);
+    if (*rc == LM_E_CLOSED)
+        *rc = 0;
+    return 1;
+}
+
+int lm__fill_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
+                   struct lm_error *err)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    for (;;) {
+        int rc;
+        lm__fill_gate_enter(scratch);
+        int is_done = try_ahead(r, chunk_idx, scratch, &rc, err);
+        lm__fill_gate_leave();
+        if (is_done)
+            return rc;
+        nanosleep(&pause, NULL);
+    }
+}
+
+/* ---- dropping ---------------------------------------------------------------------------------- */
+
+int lm__fill_evict(lm_region *r, uint64_t chunk_idx)
+{
+    lm__fill_gate_enter(NULL);
+    int was_clean = lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_CLEAN) > 0;
+    if (was_clean) {
+        struct lm__span span = lm__region_span(r, chunk_idx);
+        lm__pages_drop(span.addr, span.bytes);
+        lm__fill_abandon(r, chunk_idx);
+    }
+    lm__fill_gate_leave();
+    return was_clean;
+}

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * waiters.c - which threads sleep in a page fault, so that a wake knows whom it wakes.
+ *
+ * The kernel wakes by address and tells nobody who it was.  But a thread that was woken from
+ * a failed fill must get an error, and one that was woken from a good one must not.  So a
+ * handler enters the thread here as soon as it has read the event, and whoever takes a waiter
+ * off the table sees to it that the thread is woken.
+ *
+ * An event may also be old: its thread was woken by somebody else's fill, before a handler
+ * came to look at it, has read what it wanted, and has given the array up.  Where that matters
+ * the thread is woken and must come again: only one that does wait will.
+ */
+#define _GNU_SOURCE
+#include <time.h>
+
+#include "internal.h"
+
+#define WAITERS_MAX  256 /* beyond, handlers wait for room */
+#define SUSPECTS_MAX 16
+#define COME_AGAIN_TRIES                                                               \
+    400 /* of 0.05 ms: on a busy machine it may come later, and anew */
+
+static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct lm__waiter g_waiters[WAITERS_MAX]; /* under g_lock */
+static _Atomic size_t g_count;                   /* of waiters; written under it */
+static struct lm__waiter g_suspects[SUSPECTS_MAX];
+
+struct lm__waiter lm__waiter_of(const struct lm__fault *fault)
+{
+    return (struct lm__waiter){lm__round_down(fault->addr, lm__page_bytes()),
+                               fault->tid};
+}
+
+static int is_same(struct lm__waiter a, struct lm__waiter b)
+{
+    return a.page == b.page && a.tid == b.tid;
+}
+
+/* g_count if it is not there. */
+static size_t find_locked(struct lm__waiter w)
+{
+    size_t i = 0;
+    while (i < lm_load_relaxed(&g_count) && !is_same(g_waiters[i], w))
+        i++;
+    return i;
+}
+
+static void remove_locked(size_t i)
+{
+    size_t left = lm_load_relaxed(&g_count) - 1;
+    g_waiters[i] = g_waiters[left];
+    lm_store_seq_cst(&g_count, left);
+}
+
+/* ---- the table ---------------------------------------------------------------------------- */
+
+int lm__waiter_add(struct lm__waiter w)
+{
+    pthread_mutex_lock(&g_lock);
+    size_t n = lm_load_relaxed(&g_count);
+    /* A signal lets a thread fault anew, without end if signals are many. */
+    int is_there = find_locked(w) < n;
+    int has_room = is_there || n < WAITERS_MAX;
+    if (has_room && !is_there) {
+        g_waiters[n] = w;
+        lm_store_seq_cst(&g_count, n + 1);
+    }
+    pthread_mutex_unlock(&g_lock);
+    return has_room;
+}
+
+int lm__waiter_take(struct lm__waiter w)
+{
+    pthread_mutex_lock(&g_lock);
+    size_t i = find_locked(w);
+    int is_there = i < lm_load_relaxed(&g_count);
+    if (is_there)
+        remove_locked(i);
+    pthread_mutex_unlock(&g_lock);
+    return is_there;
+}
+
+int lm__waiter_is_there(struct lm__waiter w)
+{
+    pthread_mutex_lock(&g_lock);
+    int is_there = find_locked(w) < lm_load_relaxed(&g_count);
+    pthread_mutex_unlock(&g_lock);
+    return is_there;
+}
+
+int32_t lm__waiter_take_in(struct lm__span span)
+{
+    int32_t tid = 0;
+    if (lm_load_seq_cst(&g_count) == 0)
+        return 0;
+    pthread_mutex_lock(&g_lock);
+    for (size_t i = 0; i < lm_load_relaxed(&g_count) && tid == 0; i++)
+        if (g_waiters[i].page - span.addr < span.bytes) {
+            tid = g_waiters[i].tid ? g_waiters[i].tid : -1;
+            remove_locked(i);
+        }
+    pthread_mutex_unlock(&g_lock);
+    return tid;
+}
+
+/* ---- waking ----------------------------------------------------------------------------------- */
+
+void lm__waiters_wake(struct lm__span span)
+{
+    int32_t tid;
+    do {
+        while ((tid = lm__waiter_take_in(span)) != 0)
+            lm__interrupt_end(tid);
+        lm__uffd_wake(span.addr, span.bytes);
+        tid = lm__waiter_take_in(span); /* entered meanwhile */
+        lm__interrupt_end(tid);
+    } while (tid != 0);
+}
+
+int lm__waiter_comes_again(struct lm__waiter w)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    int has_come = 0;
+    lm__uffd_wake(w.page, lm__page_bytes());
+    for (int i = 0; i < COME_AGAIN_TRIES && !has_come; i++) {
+        nanosleep(&pause, NULL);
+        has_come = lm__waiter_take(w);
+    }
+    return has_come;
+}
+
+/* ---- touches of no region's memory -------------------------------------------------------------- */
+
+static struct lm__waiter *suspect_find_locked(struct lm__waiter w)
+{
+    struct lm__waiter *s = g_suspects;
+    while (s < g_suspects + SUSPECTS_MAX && !is_same(*s, w))
+        s++;
+    return s < g_suspects + SUSPECTS_MAX ? s : NULL;
+}
+
+enum lm__suspicion lm__suspect_begin(struct lm__waiter w)
+{
+    enum lm__suspicion answer = LM_SUSPECT_ELSEWHERE;
+    pthread_mutex_lock(&g_lock);
+    struct lm__waiter *slot = suspect_find_locked((struct lm__waiter){0});
+    size_t i = find_locked(w);
+    if (i == lm_load_relaxed(&g_count)) {
+        answer = LM_SUSPECT_STALE; /* the region's last fill has woken the thread */
+    } else if (slot && !suspect_find_locked(w)) {
+        *slot = w;
+        remove_locked(i);
+        answer = LM_SUSPECT_BEGUN;
+    } else if (!slot) {
+        remove_locked(i); /* too many at a time: it is woken, and comes again */
+        answer = LM_SUSPECT_STALE;
+    }
+    pthread_mutex_unlock(&g_lock);
+    return answer;
+}
+
+void lm__suspect_end(struct lm__waiter w)
+{
+    pthread_mutex_lock(&g_lock);
+    *suspect_find_locked(w) = (struct lm__waiter){0};
+    pthread_mutex_unlock(&g_lock);
+}
+
+/* ---- fork ---------------------------------------------------------------------------------------- */
+
+void lm__waiters_fork_prepare(void) { pthread_mutex_lock(&g_lock); }
+void lm__waiters_fork_done(void) { pthread_mutex_unlock(&g_lock); }
+
+/* Those that wait are gone. */
+void lm__waiters_fork_child(void)
+{
+    lm_store_relaxed(&g_count, 0);
+    memset(g_suspects, 0, sizeof g_suspects);
+}
