@@ -8,7 +8,6 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -157,9 +156,6 @@ static void serve_dangling(const struct lm__fault *fault, struct lm__scratch *sc
 
 void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
 {
-    const struct timespec pause = {.tv_nsec = 100000};
-    while (!lm__waiter_add(lm__waiter_of(fault)))
-        nanosleep(&pause, NULL);
     lm__pause("waiter entered");
     lm__fill_gate_enter(scratch);
     lm_region *r = lm__region_find(fault->addr);

@@ -62,6 +62,9 @@ struct lm__thread {
 };
 /* Start a thread with all signals blocked, detached. */
 int lm__thread_start(const struct lm__thread *thread);
+int32_t lm__thread_id(void);
+/* 1 also if it is gone, or if the system does not tell. */
+int lm__thread_is_asleep(int32_t tid);
 /* Let libc and the system have a stack ready for the next thread. */
 void lm__thread_warm(void);
 
@@ -482,7 +485,10 @@ struct lm__waiter {
 };
 
 struct lm__waiter lm__waiter_of(const struct lm__fault *fault);
-int lm__waiter_add(struct lm__waiter w);      /* 0: there is no room */
+/* Read the next page fault and enter its thread.  0, or -errno as lm__uffd_read(). */
+int lm__waiter_read(int32_t own_tid, struct lm__fault *out);
+/* Wait, for a bounded time, until all faults that have happened are entered. */
+void lm__waiters_await_entered(void);
 int lm__waiter_take(struct lm__waiter w);     /* 0: somebody else has taken it */
 int lm__waiter_is_there(struct lm__waiter w); /* or not */
 /* Take any waiter for a page of the span.  Its tid (-1 where it is not known), or 0. */
@@ -546,7 +552,7 @@ void lm__ones_serve(lm_region *region, struct lm__failed failed,
 
 /* ---- fault.c --------------------------------------------------------------------------------------------- */
 
-/* Serve one page fault. */
+/* Serve one page fault, whose thread was entered by lm__waiter_read(). */
 void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch);
 
 /* ---- workers.c ----------------------------------------------------------------------------------------------- */

@@ -32,7 +32,7 @@ static _Atomic uint32_t g_count;
 
 static void on_sigint(int signal_number, siginfo_t *info, void *context)
 {
-    if (syscall(SYS_gettid) == getpid())
+    if (lm__thread_id() == (int32_t)getpid())
         lm_store_seq_cst(&g_is_noted, 1);
     else if (g_theirs.sa_flags & SA_SIGINFO)
         g_theirs.sa_sigaction(signal_number, info, context);

@@ -25,7 +25,6 @@
 
 #define ANNOUNCE_TRIES                                                                 \
     20 /* a toucher may hold the runtime's lock now, but seldom later */
-#define DRAIN_TRIES          1000 /* of 0.05 ms: there is always a reader */
 #define PAGEWISE_MAX         256 /* failures of a thread, until speed matters more: see above */
 #define LINGER_NS            100000L /* a woken thread runs within tens of microseconds ... */
 #define LINGER_DOUBLINGS_MAX 7 /* ... unless the machine is overloaded: up to 13 ms */
@@ -142,17 +141,6 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Others may have touched the same pages, and nobody knows of them as long as their events
- * wait to be read: the next wake would let them go on with false bytes and no error.  Once
- * the pages are there, no more such events come. */
-static void await_readers(void)
-{
-    const struct timespec pause = {.tv_nsec = 50000};
-    for (int i = 0; i < DRAIN_TRIES && lm__uffd_has_events(); i++)
-        nanosleep(&pause, NULL);
-    nanosleep(&pause, NULL); /* for the last one read to be entered in the table */
-}
-
 /* ---- serving ---------------------------------------------------------------------------------- */
 
 struct lm__failed lm__failed_fault(const lm_region *r, uint64_t chunk_idx,
@@ -206,7 +194,8 @@ void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scrat
     unsigned repeats = report_to_all(f.span, f.tid, f.cause);
     struct ones ones = ones_for(r, false_span(r, &f, repeats, times), scratch);
     int are_there = ones_install(&ones);
-    await_readers();
+    /* Others may have touched the same pages.  Now that these are there, no more will. */
+    lm__waiters_await_entered();
     report_to_all(f.span, lm__waiter_take_in(f.span), f.cause);
     lm__uffd_wake(f.span.addr, f.span.bytes);
 

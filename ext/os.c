@@ -5,8 +5,10 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -128,6 +130,17 @@ int lm__thread_start(const struct lm__thread *thread)
     pthread_t id;
     int rc = thread_create(&id, thread_main, thread);
     return rc == 0 ? -pthread_detach(id) : rc;
+}
+
+int32_t lm__thread_id(void) { return (int32_t)syscall(SYS_gettid); }
+
+int lm__thread_is_asleep(int32_t tid)
+{
+    char path[64], stat[128];
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)tid);
+    const char *name_end =
+        read_line(path, stat, sizeof stat) ? strrchr(stat, ')') : NULL;
+    return !name_end || name_end[2] == 'S';
 }
 
 static void *end_at_once(void *arg) { return arg; }

@@ -54,9 +54,10 @@ static void handler(void)
 {
     struct lm__scratch scratch = lm__scratch_take();
     struct lm__fault fault;
+    int32_t tid = lm__thread_id();
     scratch.will_block = handler_will_block;
     do {
-        int rc = lm__uffd_read(&fault);
+        int rc = lm__waiter_read(tid, &fault);
         lm_sub_acq_rel(&g_pager.readers, 1);
         if (rc != 0)
             break;

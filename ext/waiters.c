@@ -6,6 +6,9 @@
  * handler enters the thread here as soon as it has read the event, and whoever takes a waiter
  * off the table sees to it that the thread is woken.
  *
+ * Between the kernel's queue and the table an event is in a handler's hand.  Who serves a
+ * failed fill waits until none is: the next wake would let a thread nobody knows of go on.
+ *
  * An event may also be old: its thread was woken by somebody else's fill, before a handler
  * came to look at it, has read what it wanted, and has given the array up.  Where that matters
  * the thread is woken and must come again: only one that does wait will.
@@ -17,6 +20,8 @@
 
 #define WAITERS_MAX  256 /* beyond, handlers wait for room */
 #define SUSPECTS_MAX 16
+#define READERS_MAX  64   /* more than there are handlers */
+#define ENTER_TRIES  4000 /* of 0.05 ms: a handler may have lost its core */
 #define COME_AGAIN_TRIES                                                               \
     400 /* of 0.05 ms: on a busy machine it may come later, and anew */
 
@@ -24,6 +29,7 @@ static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct lm__waiter g_waiters[WAITERS_MAX]; /* under g_lock */
 static _Atomic size_t g_count;                   /* of waiters; written under it */
 static struct lm__waiter g_suspects[SUSPECTS_MAX];
+static _Atomic int32_t g_readers[READERS_MAX]; /* see reader_may_hold() */
 
 struct lm__waiter lm__waiter_of(const struct lm__fault *fault)
 {
@@ -54,7 +60,8 @@ static void remove_locked(size_t i)
 
 /* ---- the table ---------------------------------------------------------------------------- */
 
-int lm__waiter_add(struct lm__waiter w)
+/* 0: there is no room. */
+static int add(struct lm__waiter w)
 {
     pthread_mutex_lock(&g_lock);
     size_t n = lm_load_relaxed(&g_count);
@@ -101,6 +108,49 @@ int32_t lm__waiter_take_in(struct lm__span span)
         }
     pthread_mutex_unlock(&g_lock);
     return tid;
+}
+
+/* ---- reading events ----------------------------------------------------------------------- */
+
+static _Atomic int32_t *reader_begin(int32_t tid)
+{
+    for (size_t i = 0;; i = (i + 1) % READERS_MAX) {
+        int32_t nobody = 0;
+        if (lm_cas_acq_rel(&g_readers[i], &nobody, tid))
+            return &g_readers[i];
+    }
+}
+
+int lm__waiter_read(int32_t own_tid, struct lm__fault *out)
+{
+    const struct timespec pause = {.tv_nsec = 100000};
+    _Atomic int32_t *reader = reader_begin(own_tid);
+    int rc = lm__uffd_read(out);
+    lm_store_seq_cst(reader, -own_tid);
+    lm__pause("event read");
+    while (rc == 0 && !add(lm__waiter_of(out)))
+        nanosleep(&pause, NULL);
+    lm_store_seq_cst(reader, 0);
+    return rc;
+}
+
+/* A reader's word is its tid while it is in read(), and on its way out; -tid when it has an
+ * event in its hand.  In read() it is asleep, unless it is about to return. */
+static int reader_may_hold(_Atomic int32_t *reader)
+{
+    int32_t tid = lm_load_seq_cst(reader);
+    return tid < 0 || (tid > 0 && !lm__thread_is_asleep(tid));
+}
+
+void lm__waiters_await_entered(void)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    int tries = 0;
+    while (lm__uffd_has_events() && tries++ < ENTER_TRIES)
+        nanosleep(&pause, NULL);
+    for (size_t i = 0; i < READERS_MAX; i++)
+        while (reader_may_hold(&g_readers[i]) && tries++ < ENTER_TRIES)
+            nanosleep(&pause, NULL);
 }
 
 /* ---- waking ----------------------------------------------------------------------------------- */
@@ -171,9 +221,11 @@ void lm__suspect_end(struct lm__waiter w)
 void lm__waiters_fork_prepare(void) { pthread_mutex_lock(&g_lock); }
 void lm__waiters_fork_done(void) { pthread_mutex_unlock(&g_lock); }
 
-/* Those that wait are gone. */
+/* Those that wait are gone, and those that read. */
 void lm__waiters_fork_child(void)
 {
     lm_store_relaxed(&g_count, 0);
+    for (size_t i = 0; i < READERS_MAX; i++)
+        lm_store_relaxed(&g_readers[i], 0);
     memset(g_suspects, 0, sizeof g_suspects);
 }

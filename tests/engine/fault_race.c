@@ -5,7 +5,7 @@
 #define _GNU_SOURCE
 #include <semaphore.h>
 
-#include "test.h"
+#include "pause.h"
 
 #define CHUNK_BYTES (2u << 20)
 #define FAILURES    300 /* more than fault.c serves page by page */
@@ -60,6 +60,42 @@ static void test_an_event_in_a_handlers_hand_is_heard_of_once(void)
     lm_region_close(g_region);
 }
 
+static void *touch_what_fails(void *unused)
+{
+    struct lm_error err;
+    (void)unused;
+    const volatile uint8_t *served = lm_region_addr(g_region);
+    CHECK_EQ(served[0], 0xFF);
+    CHECK_EQ(lm_failure_take(test_tid(), &err), 1);
+    CHECK_EQ(err.code, -ENXIO);
+    return NULL;
+}
+
+/* Nobody is woken with false bytes as long as a handler has an event that nobody knows of. */
+static void test_an_event_not_yet_entered_is_waited_for(void)
+{
+    CHECK_EQ(test_region_open(&g_store, &g_region), 0);
+    const uint8_t *served = lm_region_addr(g_region);
+    if (test_two_handlers(g_region)) {
+        lm_region_evict(g_region, 0, g_region->bytes);
+        lm_inject(LM_INJECT_READ, 0, -1, ENXIO);
+        test_hold("event read");
+        pthread_t first = test_thread(touch_what_fails, NULL);
+        test_await_held();
+        pthread_t second = test_thread(touch_what_fails, NULL);
+        while (!lm__page_is_present((uintptr_t)served))
+            sched_yield();
+        for (int i = 0; i < 1000; i++) /* longer than it would take to wake them */
+            sched_yield();
+        CHECK(lm__page_is_present((uintptr_t)served));
+        test_let_go();
+        pthread_join(first, NULL);
+        pthread_join(second, NULL);
+        lm_inject(LM_INJECT_READ, 0, 0, 0);
+    }
+    lm_region_close(g_region);
+}
+
 /* What the application has written to a chunk is not lost, however often a page of it, which
  * the application has given back, can't be filled again. */
 static void test_written_pages_outlive_failures(void)
@@ -92,6 +128,7 @@ int main(void)
     lm_region_close(g_region);
     CHECK(sem_init(&g_second_entered, 0, 0) == 0 && sem_init(&g_gone_on, 0, 0) == 0);
     test_an_event_in_a_handlers_hand_is_heard_of_once();
+    test_an_event_not_yet_entered_is_waited_for();
     test_written_pages_outlive_failures();
     test_store_close(&g_store);
     return TEST_OK;

@@ -12,8 +12,6 @@
  *      another thread's failed touch put the byte there, in the region's count of failures.
  * (S2) A touch after the release is an error.
  * (S3) Errors have a cause: LM_E_CLOSED a release, all others an injection a short while ago.
- *      A handler that loses the processor between reading an event and noting whose it is
- *      can make an error late by an operation or two; these are counted.
  * (S4) A forked child begins with no failure under way, and all this holds in it as well.
  * (S5) Nobody hangs (watchdog.h), and nothing is left at the end (leaks.h).
  */
@@ -101,14 +99,13 @@ static uint64_t g_seed;
 static _Atomic int g_stop;
 static pthread_mutex_t g_inject_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic uint64_t g_inject_until_ns; /* errors are in order until then */
-static _Atomic uint64_t g_fills, g_failures, g_unheard, g_late;
+static _Atomic uint64_t g_fills, g_failures, g_unheard;
 
 struct thread {
     int index;
     int depth; /* of forks */
     uint64_t op_idx;
     uint64_t random;
-    uint64_t closed_until_ns; /* LM_E_CLOSED is in order until then */
     struct watched *watched;
 };
 
@@ -300,11 +297,7 @@ static void touches_end(struct thread *t, const struct touches *b)
     if (b->was_released && !has_error && !has_failed) /* (S2) */
         fail(t, "object %d: a released region was read without an error",
              b->handle->thing);
-    if (lm_load_seq_cst(&r->released))
-        t->closed_until_ns = watchdog_now_ns() + ERRORS_LINGER_S * 1000000000ull;
-    if (has_error && err.code == LM_E_CLOSED && watchdog_now_ns() < t->closed_until_ns)
-        lm_add_relaxed(&g_late, !lm_load_seq_cst(&r->released));
-    else if (has_error)
+    if (has_error && !(err.code == LM_E_CLOSED && lm_load_seq_cst(&r->released)))
         check_cause(t, &err, "touch"); /* (S3) */
     lm_add_relaxed(&g_unheard, b->false_bytes > 0 && !has_error);
 }
@@ -753,16 +746,14 @@ static void print_totals(const struct holdings *before, const struct holdings *n
             sum += g_counts[t][i];
         printf(" %s %llu", OPS[i].name, (unsigned long long)sum);
     }
-    printf("; faults %llu fills %llu failures %llu unheard %llu late %llu eexist %llu "
-           "eagain "
-           "%llu+%llu enoent %llu enomem %llu refused %llu",
+    printf("; faults %llu fills %llu failures %llu unheard %llu eexist %llu "
+           "eagain %llu+%llu enoent %llu enomem %llu refused %llu",
            (unsigned long long)s.events, (unsigned long long)lm_load_relaxed(&g_fills),
            (unsigned long long)lm_load_relaxed(&g_failures),
            (unsigned long long)lm_load_relaxed(&g_unheard),
-           (unsigned long long)lm_load_relaxed(&g_late), (unsigned long long)s.eexist,
-           (unsigned long long)s.eagain_partial, (unsigned long long)s.eagain,
-           (unsigned long long)s.enoent, (unsigned long long)s.enomem,
-           (unsigned long long)s.refused);
+           (unsigned long long)s.eexist, (unsigned long long)s.eagain_partial,
+           (unsigned long long)s.eagain, (unsigned long long)s.enoent,
+           (unsigned long long)s.enomem, (unsigned long long)s.refused);
     printf(
         "; fds %ld -> %ld threads %ld -> %ld mappings %ld -> %ld rss %ld -> %ld KiB\n",
         before->fds, now->fds, before->threads, now->threads, before->mappings,

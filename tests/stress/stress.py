@@ -123,20 +123,21 @@ class Worker:
         self.counts: Counter[str] = Counter()
 
     def loop(self) -> None:
+        try:
+            while not self.run.stop:
+                self.operate()
+            self.doing = "nothing"
+        except BaseException:
+            self.run.failed(self)
+
+    def operate(self) -> None:
+        self.rng = random.Random(f"{self.run.seed} {self.index} {self.op_idx}")
         names = list(OPS)
-        weights = [OPS[name][0] for name in names]
-        while not self.run.stop:
-            self.rng = random.Random(f"{self.run.seed} {self.index} {self.op_idx}")
-            self.doing = self.rng.choices(names, weights)[0]
-            self.since = time.monotonic()
-            try:
-                OPS[self.doing][1](self)
-            except BaseException:
-                self.run.failed(self)
-                return
-            self.counts[self.doing] += 1
-            self.op_idx += 1
-        self.doing = "nothing"
+        self.doing = self.rng.choices(names, [OPS[name][0] for name in names])[0]
+        self.since = time.monotonic()
+        OPS[self.doing][1](self)
+        self.counts[self.doing] += 1
+        self.op_idx += 1
 
     # ---- what operations draw --------------------------------------------------------
 
