@@ -60,7 +60,8 @@ int lm__block_decode(lm_object *o, struct lm__block *block, struct lm__scratch *
 {
     if (!block->is_apart && (block->bytes <= o->spec.chunk_bytes || o->chunks == 1))
         return decode_one(o, block, s, err);
-    if (lm__scratch_reserve_block(s, block->bytes) != 0)
+    if (lm__scratch_reserve_block(s, block->bytes) != 0 ||
+        lm__object_reserve(o, s) != 0)
         return fail_for_memory(o, block, err);
     block->data = s->block;
     lm__scratch_block_begin(s);

@@ -26,12 +26,12 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
                           const struct lm__fault *fault, enum lm__chunk_state from,
                           struct lm__scratch *scratch)
 {
-    struct lm_error cause = failure_of(r, chunk_idx, LM_E_CLOSED, "array");
+    int lost = lm_load_seq_cst(&r->lost);
+    struct lm_error cause = failure_of(r, chunk_idx, lost, "array");
     struct lm__failed failed = lm__failed_fault(r, chunk_idx, fault);
     uint32_t interrupts = lm__interrupt_count();
     scratch->toucher_tid = fault->tid;
-    int is_released = lm_load_seq_cst(&r->released);
-    int is_filled = !is_released && lm__fill(r, chunk_idx, scratch, &cause) == 0;
+    int is_filled = !lost && lm__fill(r, chunk_idx, scratch, &cause) == 0;
     scratch->toucher_tid = 0;
     if (is_filled)
         return;
@@ -41,7 +41,7 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
         failed.tid = 0; /* it had its error, and has gone on */
     failed.cause = &cause;
     failed.from = from;
-    if (!is_released || lm__waiter_comes_again(lm__waiter_of(fault)))
+    if (!lost || lm__waiter_comes_again(lm__waiter_of(fault)))
         lm__ones_serve(r, failed, scratch);
     lm__fill_unclaim(r, chunk_idx, from);
 }

@@ -63,6 +63,23 @@ void lm__fill_unclaim(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state fro
         lm__fill_abandon(r, chunk_idx);
 }
 
+/* Chunks that are filled as one. */
+struct run {
+    uint64_t first, count;
+};
+
+static struct lm__span run_span(const lm_region *r, struct run run)
+{
+    struct lm__span first = lm__region_span(r, run.first);
+    struct lm__span last = lm__region_span(r, run.first + run.count - 1);
+    return (struct lm__span){first.addr, last.addr + last.bytes - first.addr};
+}
+
+static int is_movable(const lm_region *r, struct lm__span span)
+{
+    return (span.addr | span.bytes) % LM_HUGE_BYTES == 0 && lm__region_can_move(r);
+}
+
 static enum lm__install install_once(const lm_region *r, struct lm__span span,
                                      const struct lm__block *block)
 {
@@ -70,6 +87,18 @@ static enum lm__install install_once(const lm_region *r, struct lm__span span,
         return lm__uffd_copy_huge(span.addr, block->data, span.bytes, r->page_shift);
     return block->is_zero ? lm__uffd_zero(span.addr, span.bytes)
                           : lm__uffd_copy(span.addr, block->data, span.bytes);
+}
+
+/* Move what can be moved into the region, so that less of span and block is left to copy. */
+static void move(struct lm__scratch *scratch, struct lm__span *span,
+                 struct lm__block *block)
+{
+    size_t moved = lm__uffd_move(span->addr, block->data, span->bytes);
+    if (moved > 0)
+        scratch->block_state = LM_BLOCK_EMPTY;
+    span->addr += moved;
+    span->bytes -= moved;
+    block->data += moved;
 }
 
 enum { DROPPED = 1 };
@@ -92,42 +121,78 @@ static int install(lm_region *r, struct lm__span span, struct lm__block block,
     case LM_EXITING: return DROPPED;
     case LM_NO_MEMORY: return lm__fail(err, lm__error(-ENOMEM, "memory for the chunk"));
     case LM_VANISHED:
-        if (lm_load_seq_cst(&r->released))
-            return lm__fail(err, lm__error(LM_E_CLOSED, "array"));
+        if (lm_load_seq_cst(&r->lost))
+            return lm__fail(err, lm__error(lm_load_seq_cst(&r->lost), "array"));
         break;
     case LM_REFUSED: break;
     }
     return lm__fail(err, lm__error(LM_E_LOST_MAPPING, "mapping"));
 }
 
-int lm__fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
-             struct lm_error *err)
+/* 0, DROPPED, or an error; *block is what was decoded. */
+static int decode_and_install(lm_region *r, struct run run, struct lm__block *block,
+                              struct lm__scratch *scratch, struct lm_error *err)
 {
-    struct lm__span span = lm__region_span(r, chunk_idx);
-    struct lm__block block = {.offset = span.addr - r->addr, .bytes = span.bytes};
-    int rc = lm__block_decode(r->object, &block, scratch, err);
+    struct lm__span span = run_span(r, run);
+    int can_move = is_movable(r, span);
+    *block = (struct lm__block){.offset = span.addr - r->addr,
+                                .bytes = span.bytes,
+                                .is_apart = can_move || lm__region_is_hugetlb(r)};
+    int rc = lm__block_decode(r->object, block, scratch, err);
     lm__pause("install");
-    if (rc == 0 && (rc = install(r, span, block, err)) < 0)
-        lm__region_blame(r, chunk_idx, err);
+    if (rc != 0)
+        return rc;
+    struct lm__block left = *block;
+    if (can_move && !block->is_zero && scratch->block_state == LM_BLOCK_HUGE)
+        move(scratch, &span, &left);
+    rc = install(r, span, left, err);
+    if (rc < 0)
+        lm__region_blame(r, run.first, err);
+    return rc;
+}
+
+/* Give FILLING chunks up and let those who wait for them fault again. */
+static void abandon_run(lm_region *r, struct run run)
+{
+    for (uint64_t i = 0; i < run.count; i++)
+        lm__chunks_abandon(&r->chunks, run.first + i);
+    lm__waiters_wake(run_span(r, run));
+}
+
+/* Fill chunks that the caller has claimed.  On failure they are still FILLING. */
+static int fill_run(lm_region *r, struct run run, struct lm__scratch *scratch,
+                    struct lm_error *err)
+{
+    struct lm__block block;
+    int rc = decode_and_install(r, run, &block, scratch, err);
     lm__pause("publish");
     if (rc < 0)
         return rc;
     if (rc == DROPPED) {
-        lm__fill_abandon(r, chunk_idx);
+        abandon_run(r, run);
         return 0;
     }
-    lm_add_relaxed(&r->fills, 1);
-    lm_add_relaxed(&r->zero_fills, (uint64_t)block.is_zero);
+    lm_add_relaxed(&r->fills, run.count);
+    lm_add_relaxed(&r->zero_fills, block.is_zero ? run.count : 0);
     lm_add_relaxed(&r->stored_bytes_read, block.stored_bytes);
     lm__interrupt_end(scratch->toucher_tid);
-    if (!lm__chunks_publish(&r->chunks, chunk_idx)) { /* released meanwhile */
-        lm__pages_drop(span.addr, span.bytes);
-        lm__fill_abandon(r, chunk_idx);
-        return 0;
-    }
-    lm__waiters_wake(span);
+    for (uint64_t i = 0; i < run.count; i++)
+        if (!lm__chunks_publish(&r->chunks, run.first + i)) { /* released meanwhile */
+            struct lm__span span = lm__region_span(r, run.first + i);
+            lm__pages_drop(span.addr, span.bytes);
+            lm__chunks_abandon(&r->chunks, run.first + i);
+        }
+    lm__waiters_wake(run_span(r, run));
     return 0;
 }
+
+int lm__fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
+             struct lm_error *err)
+{
+    return fill_run(r, (struct run){chunk_idx, 1}, scratch, err);
+}
+
+/* ---- ahead ------------------------------------------------------------------------------------- */
 
 /* 1 if there is nothing left to do, 0 if another thread is filling the chunk. */
 static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
@@ -135,7 +200,7 @@ static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
 {
     enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
     *rc = 0;
-    if (lm_load_seq_cst(&r->released) || state == LM_CHUNK_CLEAN)
+    if (lm_load_seq_cst(&r->lost) || state == LM_CHUNK_CLEAN)
         return 1;
     int claimed = lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_ABSENT);
     if (claimed < 0)
@@ -143,8 +208,7 @@ static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
     if (claimed <= 0)
         return claimed < 0;
     /* A release that came before the claim is seen here, a later one by publish. */
-    if (lm_load_seq_cst(&r->released) ||
-        (*rc = lm__fill(r, chunk_idx, scratch, err)) < 0)
+    if (lm_load_seq_cst(&r->lost) || (*rc = lm__fill(r, chunk_idx, scratch, err)) < 0)
         lm__fill_abandon(r, chunk_idx);
     if (*rc == LM_E_CLOSED)
         *rc = 0;
@@ -164,6 +228,40 @@ int lm__fill_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch
             return rc;
         nanosleep(&pause, NULL);
     }
+}
+
+/* All of them, if all are ABSENT and none is zero: those are to take no memory. */
+static int claim_run(lm_region *r, struct run run, struct lm__scratch *scratch)
+{
+    for (uint64_t i = 0; i < run.count; i++)
+        if (lm__object_is_zero(r->object, run.first + i, scratch) != 0)
+            return 0;
+    for (uint64_t i = 0; i < run.count; i++)
+        if (lm__chunks_claim(&r->chunks, run.first + i, LM_CHUNK_ABSENT) <= 0) {
+            if (i > 0)
+                abandon_run(r, (struct run){run.first, i});
+            return 0;
+        }
+    return 1;
+}
+
+int lm__fill_ahead_side_by_side(lm_region *r, uint64_t first, uint64_t count,
+                                struct lm__scratch *scratch)
+{
+    struct run run = {first, count};
+    struct lm_error untold;
+    int is_filled = 0;
+    if (!is_movable(r, run_span(r, run)))
+        return 0;
+    lm__fill_gate_enter(scratch);
+    if (!lm_load_seq_cst(&r->lost) && claim_run(r, run, scratch)) {
+        is_filled =
+            !lm_load_seq_cst(&r->lost) && fill_run(r, run, scratch, &untold) == 0;
+        if (!is_filled)
+            abandon_run(r, run);
+    }
+    lm__fill_gate_leave();
+    return is_filled;
 }
 
 /* ---- dropping ---------------------------------------------------------------------------------- */

@@ -283,6 +283,9 @@ void lm__object_retain(lm_object *object);
 /* Bytes of chunk `chunk_idx`, decoded: chunk_bytes, or less for the last one. */
 size_t lm__object_chunk_bytes(const lm_object *object, uint64_t chunk_idx);
 
+/* Have the scratch's buffers ready for a chunk of the object. */
+int lm__object_reserve(const lm_object *object, struct lm__scratch *scratch);
+
 enum { LM_ZERO_CHUNK = 1 };
 /* Decode a chunk to *out, or, where that is NULL, into the scratch, and let *out point there.
  * Stored bytes are added to *stored_bytes.  Returns 0, LM_ZERO_CHUNK (and writes nothing), or
@@ -290,6 +293,10 @@ enum { LM_ZERO_CHUNK = 1 };
 int lm__object_decode(lm_object *object, uint64_t chunk_idx,
                       struct lm__scratch *scratch, uint8_t **out,
                       uint64_t *stored_bytes, struct lm_error *err);
+
+/* 1, 0, or an error. */
+int lm__object_is_zero(lm_object *object, uint64_t chunk_idx,
+                       struct lm__scratch *scratch);
 
 /* ---- block.c ------------------------------------------------------------------------------- */
 
@@ -443,7 +450,7 @@ struct lm_region {
     struct lm__arena *arena;
     size_t slot_idx;
     struct lm__chunks chunks;
-    _Atomic int released;
+    _Atomic int lost; /* what touches get: LM_E_CLOSED or LM_E_LOST_MAPPING; 0: data */
     _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
     _Atomic uint64_t failures,
         failures_over;          /* begun, and with 0xFF bytes gone again */
@@ -467,6 +474,8 @@ static inline int lm__region_is_hugetlb(const lm_region *r)
 {
     return lm__region_page_bytes(r) != lm__page_bytes();
 }
+/* Huge pages can be moved into it. */
+int lm__region_can_move(const lm_region *region);
 /* The memory of a chunk: whole pages. */
 struct lm__span lm__region_span(const lm_region *region, uint64_t chunk_idx);
 /* Bytes of it that are the object's. */
@@ -523,6 +532,10 @@ void lm__fill_unclaim(lm_region *region, uint64_t chunk_idx, enum lm__chunk_stat
 /* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
 int lm__fill_ahead(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
                    struct lm_error *err);
+/* The same for chunks that fill huge pages, if those can be moved in as they are.  0: nothing
+ * was done; they are to be filled one by one. */
+int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t count,
+                                struct lm__scratch *scratch);
 /* Drop a chunk's pages.  1 if it was CLEAN. */
 int lm__fill_evict(lm_region *region, uint64_t chunk_idx);
 
@@ -582,6 +595,8 @@ void lm__waiters_fork_done(void);
 void lm__waiters_fork_child(void);
 void lm__region_fork_prepare(void);
 void lm__region_fork_done(void);
+/* In the parent, without locks. */
+void lm__region_fork_parent(void);
 /* In the child: register every arena anew, in ordinary pages: huge ones were reserved for the
  * parent.  Where that fails its memory is made inaccessible: a crash is better than zeros. */
 void lm__region_fork_child(void);

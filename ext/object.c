@@ -72,6 +72,12 @@ static int entry_is_sound(const lm_object *o, const struct lm__entry *e, size_t 
                                      : e->stored_bytes <= bytes;
 }
 
+int lm__object_reserve(const lm_object *o, struct lm__scratch *s)
+{
+    /* Whole pages are installed, so the buffers hold whole pages. */
+    return lm__scratch_reserve(s, lm__round_up(o->spec.chunk_bytes, lm__page_bytes()));
+}
+
 /* Where the bytes go on their way: the last station is `to`. */
 struct way {
     uint8_t *stored, *decoded, *to;
@@ -105,8 +111,7 @@ static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
     cause.found = e.stored_bytes;
     if (!entry_is_sound(o, &e, bytes))
         return lm__fail(err, cause);
-    /* Whole pages are installed, so the buffers hold whole pages. */
-    rc = lm__scratch_reserve(s, lm__round_up(o->spec.chunk_bytes, lm__page_bytes()));
+    rc = lm__object_reserve(o, s);
     if (rc != 0) {
         cause.code = rc;
         return lm__fail(err, cause);
@@ -144,4 +149,11 @@ int lm__object_decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
         err->chunk_idx = chunk_idx;
     }
     return rc;
+}
+
+int lm__object_is_zero(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s)
+{
+    struct lm__entry e;
+    int rc = lm__index_lookup(&o->index, &o->store->source, chunk_idx, s, &e, NULL);
+    return rc != 0 ? rc : lm__entry_is_zero(&e);
 }

@@ -123,6 +123,12 @@ static void fork_done(void)
     pthread_mutex_unlock(&g_pager.start_lock);
 }
 
+static void fork_parent(void)
+{
+    fork_done();
+    lm__region_fork_parent();
+}
+
 /* The child has this thread alone, and mappings that are no longer registered. */
 static void fork_child(void)
 {
@@ -142,7 +148,7 @@ static void fork_child(void)
 /* When the library is loaded: workers can run, and be left behind, without handlers. */
 __attribute__((constructor)) static void install_fork_hooks(void)
 {
-    pthread_atfork(fork_prepare, fork_done, fork_child);
+    pthread_atfork(fork_prepare, fork_parent, fork_child);
 }
 
 /* ---- start ---------------------------------------------------------------------------------------- */

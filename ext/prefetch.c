@@ -8,14 +8,24 @@
 
 struct prefetch {
     lm_region *region;
-    uint64_t first_chunk;
+    uint64_t first, end;      /* chunks */
+    uint64_t chunks_per_step; /* the first step may have less, and so may the last */
 };
 
 static int prefetch_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,
                          struct lm_error *err)
 {
     const struct prefetch *p = context;
-    return lm__fill_ahead(p->region, p->first_chunk + step_idx, scratch, err);
+    uint64_t low = (p->first / p->chunks_per_step + step_idx) * p->chunks_per_step;
+    uint64_t high = low + p->chunks_per_step;
+    int rc = 0;
+    if (low >= p->first && high <= p->end && p->chunks_per_step > 1 &&
+        lm__fill_ahead_side_by_side(p->region, low, p->chunks_per_step, scratch))
+        return 0;
+    for (uint64_t i = low; i < high && rc == 0; i++)
+        if (i >= p->first && i < p->end)
+            rc = lm__fill_ahead(p->region, i, scratch, err);
+    return rc;
 }
 
 static void prefetch_free(void *context)
@@ -23,6 +33,17 @@ static void prefetch_free(void *context)
     struct prefetch *p = context;
     lm__region_drop(p->region);
     free(p);
+}
+
+/* Chunks that fill a huge page, where such pages can be moved into the region, and there are
+ * some for every core. */
+static uint64_t chunks_per_step(const lm_region *r, uint64_t chunks)
+{
+    uint64_t side_by_side = LM_HUGE_BYTES >> r->chunk_shift;
+    if (side_by_side < 2 || chunks < lm__cores() * side_by_side ||
+        !lm__region_can_move(r))
+        return 1;
+    return side_by_side;
 }
 
 int lm_region_prefetch(lm_region *r, uint64_t offset, uint64_t nbytes, lm_job **out)
@@ -34,13 +55,15 @@ int lm_region_prefetch(lm_region *r, uint64_t offset, uint64_t nbytes, lm_job **
     struct prefetch *p = malloc(sizeof *p);
     if (!p)
         return -ENOMEM;
-    *p = (struct prefetch){.region = r, .first_chunk = offset >> shift};
+    uint64_t first = offset >> shift, end = ((offset + nbytes - 1) >> shift) + 1;
+    uint64_t per_step = chunks_per_step(r, end - first);
+    *p = (struct prefetch){r, first, end, per_step};
     lm_region_retain(r);
     struct lm__job_spec spec = {
         .step = prefetch_step,
         .free_context = prefetch_free,
         .context = p,
-        .steps = ((offset + nbytes - 1) >> shift) - p->first_chunk + 1,
+        .steps = lm__div_up(end, per_step) - first / per_step,
     };
     return lm__job_start(&spec, out);
 }

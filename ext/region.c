@@ -17,6 +17,8 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -27,6 +29,7 @@
 
 #define SHARED_ARENA_BYTES ((size_t)256 << 20)
 #define SLOT_BYTES_MAX     ((size_t)16 << 20)
+#define CHILD_MS_MAX       10000 /* it may be stopped */
 /* Of 0.1 ms: longer than any one failed fill leaves its bytes. */
 #define SETTLE_TRIES       4000
 
@@ -306,11 +309,49 @@ void lm__region_count(uint64_t *regions, uint64_t *arenas)
 
 /* ---- fork ------------------------------------------------------------------------------------------------ */
 
-void lm__region_fork_prepare(void) { pthread_mutex_lock(&g_map_lock); }
+/* Huge pages were reserved for the parent, and a child that shares them dies when the pool is
+ * empty and the parent writes: the kernel takes them back.  So the child copies what was
+ * written into ordinary pages, and the parent waits until it has: until no child holds
+ * the pipe. */
+static int g_child_pipe[2] = {-1, -1}; /* under map_lock during fork */
+
+static int is_copied_by_children(const struct lm__arena *a)
+{
+    return a->page_shift != lm__log2(lm__page_bytes()) && a->regions[0]->is_writable;
+}
+
+void lm__region_fork_prepare(void)
+{
+    pthread_mutex_lock(&g_map_lock);
+    for (size_t i = 0; i < g_arena_count && g_child_pipe[0] < 0; i++)
+        if (is_copied_by_children(g_arenas[i]) && pipe2(g_child_pipe, O_CLOEXEC) < 0)
+            break; /* without descriptors there is no waiting */
+}
+
 void lm__region_fork_done(void) { pthread_mutex_unlock(&g_map_lock); }
 
-/* Copy the pages that are there to `to`, which is registered.  The kernel does it: the parent
- * may take a page back, when its pool is empty, and whoever touches it then is killed. */
+static void child_pipe_close(void)
+{
+    if (g_child_pipe[0] >= 0) {
+        close(g_child_pipe[0]);
+        close(g_child_pipe[1]);
+        g_child_pipe[0] = g_child_pipe[1] = -1;
+    }
+}
+
+void lm__region_fork_parent(void)
+{
+    struct pollfd end = {.fd = g_child_pipe[0]};
+    if (g_child_pipe[0] >= 0) {
+        close(g_child_pipe[1]);
+        g_child_pipe[1] = end.fd;
+        poll(&end, 1, CHILD_MS_MAX);
+    }
+    child_pipe_close();
+}
+
+/* Copy the pages that are there to `to`, which is registered.  The kernel does it: another
+ * thread of the parent may write, and touching a page that was taken back is the end. */
 static int copy_present(const lm_region *r, uintptr_t to)
 {
     size_t page_bytes = lm__region_page_bytes(r);
@@ -322,13 +363,13 @@ static int copy_present(const lm_region *r, uintptr_t to)
             if (lm__page_is_present(page) &&
                 lm__uffd_copy(to + (page - r->addr), (void *)page, page_bytes) !=
                     LM_INSTALLED)
-                return -1;
+                return LM_E_LOST_MAPPING;
     }
     return 0;
 }
 
-/* Huge pages were reserved for the parent: the child has ordinary ones, with what was written
- * to them.  What was only read is filled anew. */
+/* What was only read is filled anew.  Where a page was taken back, the child has lost the
+ * array. */
 static int arena_make_ordinary(struct lm__arena *a)
 {
     lm_region *r = a->regions[0];
@@ -338,15 +379,23 @@ static int arena_make_ordinary(struct lm__arena *a)
         return -1;
     if (!r->is_writable)
         lm__chunks_forget_all(&r->chunks);
-    if (lm__uffd_register(fresh, a->bytes) != 0 || copy_present(r, fresh) != 0 ||
-        lm__uffd_unregister(fresh, a->bytes) != 0 || /* moving is an event otherwise */
-        mremap(p, a->bytes, a->bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)a->addr) ==
-            MAP_FAILED) {
-        munmap(p, a->bytes);
-        return -1;
+    if (lm__uffd_register(fresh, a->bytes) != 0)
+        goto unmap;
+    if (copy_present(r, fresh) != 0) {
+        lm__chunks_forget_all(&r->chunks);
+        lm__pages_drop(fresh, a->bytes);
+        lm_store_seq_cst(&r->lost, LM_E_LOST_MAPPING);
     }
+    if (lm__uffd_unregister(fresh, a->bytes) != 0 || /* moving is an event otherwise */
+        mremap(p, a->bytes, a->bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)a->addr) ==
+            MAP_FAILED)
+        goto unmap;
     a->page_shift = r->page_shift = lm__log2(lm__page_bytes());
     return 0;
+
+unmap:
+    munmap(p, a->bytes);
+    return -1;
 }
 
 void lm__region_fork_child(void)
@@ -360,6 +409,7 @@ void lm__region_fork_child(void)
         if (a->is_lost)
             mprotect((void *)a->addr, a->bytes, PROT_NONE);
     }
+    child_pipe_close();
 }
 
 /* ---- lifetime ----------------------------------------------------------------------------------------- */
@@ -444,7 +494,7 @@ void lm_region_close(lm_region *r) { lm__region_drop(r); }
 
 void lm_region_release(lm_region *r)
 {
-    lm_store_seq_cst(&r->released, 1);
+    lm_store_seq_cst(&r->lost, LM_E_CLOSED);
     /* A fill that ends after this finds another generation and takes its pages back; one
      * that ended before is swept here. */
     lm__chunks_forget_all(&r->chunks);
@@ -471,6 +521,12 @@ size_t lm__region_chunk_bytes(const lm_region *r, uint64_t chunk_idx)
     return left < bytes ? (size_t)left : bytes;
 }
 
+int lm__region_can_move(const lm_region *r)
+{
+    return r->addr % LM_HUGE_BYTES == 0 && !lm__region_is_hugetlb(r) &&
+           lm__uffd_can_move() && lm__pages_can_be_huge();
+}
+
 void lm__region_blame(const lm_region *r, uint64_t chunk_idx, struct lm_error *err)
 {
     err->tag = r->object->spec.tag;
@@ -488,8 +544,8 @@ uint64_t lm_region_residency(const lm_region *r, uint64_t first_chunk, uint64_t 
 void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
 {
     /* A fill that ends during the release may still be counted, and is gone all the same. */
-    int is_released = lm_load_seq_cst(&r->released);
-    uint64_t resident = is_released ? 0 : lm_load_relaxed(&r->chunks.resident);
+    int is_lost = lm_load_seq_cst(&r->lost);
+    uint64_t resident = is_lost ? 0 : lm_load_relaxed(&r->chunks.resident);
     uint64_t bytes = resident << r->chunk_shift;
     *out = (struct lm_region_stats){
         .page_bytes = lm__region_page_bytes(r),

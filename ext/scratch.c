@@ -17,10 +17,10 @@
 
 #include "internal.h"
 
-#define WARM_BYTES    (128 << 10) /* the default size of a chunk */
-#define SPARES        2 /* for the thread that opens a store, and for the first handler */
-#define SMALL_AT_MOST 16 /* faults for a huge page: more are small pages */
-#define SMALL_USES    64 /* of a block with small pages, until huge ones are tried again */
+#define WARM_BYTES (128 << 10) /* the default size of a chunk */
+#define SPARES     2 /* for the thread that opens a store, and for the first handler */
+#define SMALL_FROM 128 /* faults for a huge page: it is one of 512 small ones */
+#define SMALL_USES 64 /* of a block with small pages, until huge ones are tried again */
 
 /* ---- two buffers -------------------------------------------------------------------------------- */
 
@@ -100,11 +100,10 @@ void lm__scratch_block_begin(struct lm__scratch *s)
 
 void lm__scratch_block_filled(struct lm__scratch *s, size_t bytes)
 {
-    uint64_t allowed = SMALL_AT_MOST * (bytes / LM_HUGE_BYTES);
+    uint64_t many = SMALL_FROM * lm__div_up(bytes, LM_HUGE_BYTES);
     if (s->block_state == LM_BLOCK_EMPTY)
-        s->block_state = faults_of_thread() - s->block_faults <= allowed
-                             ? LM_BLOCK_HUGE
-                             : LM_BLOCK_SMALL;
+        s->block_state = faults_of_thread() - s->block_faults < many ? LM_BLOCK_HUGE
+                                                                     : LM_BLOCK_SMALL;
 }
 
 /* ---- spares --------------------------------------------------------------------------------------- */

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arrays in huge pages of the system's pool: right data, and no death when it is empty.
+"""Huge pages: of the system's pool, and those that the system makes by itself.
 
-The tests put pages into the pool, and take them away again.
+Is the data right, and does nobody die when the pool is empty?  The tests put pages into
+the pool, and take them away again.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +19,11 @@ import numpy as np
 import pytest
 
 import lazymem as lm
+from lazymem import _engine
 from lazymem.testing import failing
-from tests.conftest import smooth
+from tests.conftest import LIBC, smooth
 from tests.faults.test_damage import flip, places
+from tests.faults.test_external import setting
 from tests.faults.test_fork import end_child, start_child
 
 MIB = 1 << 20
@@ -312,3 +316,103 @@ def test_a_child_of_a_child_reads_what_both_wrote(pool: Pool, path: Path) -> Non
             return end_child(start_child(grandchild)) == 0
 
         assert end_child(start_child(child)) == 0
+
+
+# ---- transparent huge pages ----------------------------------------------------------
+
+THP = Path("/sys/kernel/mm/transparent_hugepage")
+LARGE = smooth((8, 3 * MIB // 4))  # 24 MiB
+BESIDE_ZEROS = smooth((6, MIB // 2))  # 12 MiB: its third MiB is zeros
+BESIDE_ZEROS[1] = 0
+
+LOAD = """
+import sys, hashlib, numpy as np, lazymem as lm
+store = lm.open(sys.argv[1])
+kept = [store["a"], store["zeros"]]
+for a in kept:
+    a.load()
+    print(hashlib.sha256(np.asarray(a)).hexdigest())
+    assert a.evict(np.s_[3:5]) > 0 and a.residency().fraction < 1
+    print(hashlib.sha256(np.asarray(a)).hexdigest())
+print(store.stats().engine["moves"])
+huge, inside = 0, False
+for line in open("/proc/self/smaps"):
+    if "-" in line.split()[0]:
+        low, high = (int(part, 16) for part in line.split()[0].split("-"))
+        inside = low <= kept[0].ctypes.data < high
+    elif inside and line.startswith("AnonHugePages"):
+        huge += int(line.split()[1])
+print(huge)
+"""
+
+
+def hashes_moves_and_huge_kib(
+    run_python: Callable[..., CompletedProcess[str]], path: Path, mask: str
+) -> tuple[int, int]:
+    """Load arrays in a fresh process; they must be right."""
+    done = run_python(LOAD, path, LAZYMEM_MASK=mask)
+    assert done.returncode == 0, done.stderr
+    *hashes, moves, huge = done.stdout.split()
+    right = [hashlib.sha256(x.tobytes()).hexdigest() for x in (LARGE, BESIDE_ZEROS)]
+    assert hashes == [right[0], right[0], right[1], right[1]]
+    return int(moves), int(huge)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    lm.save(tmp_path / "l.lzm", a=LARGE, zeros=BESIDE_ZEROS, chunk_bytes=CHUNK)
+    return tmp_path / "l.lzm"
+
+
+def test_what_is_loaded_whole_is_moved_in_by_huge_pages(
+    run_python: Callable[..., CompletedProcess[str]], large: Path
+) -> None:
+    if "[never]" in (THP / "enabled").read_text():
+        pytest.skip("the system makes no huge pages")
+    if not _engine.uffd_features(_engine.uffd_probe().features)["move"]:
+        pytest.skip("the kernel has no UFFDIO_MOVE")
+    moves, huge = hashes_moves_and_huge_kib(run_python, large, "")
+    # Of the second array not where zeros are, which are to take no memory.
+    assert 1 <= moves <= LARGE.nbytes // PAGE + 5
+    if moves >= LARGE.nbytes // PAGE:  # else the system had no huge pages to spare
+        assert huge >= LARGE.nbytes // PAGE // 2 << 11
+
+
+def test_without_moves_pages_are_copied(
+    run_python: Callable[..., CompletedProcess[str]], large: Path
+) -> None:
+    assert hashes_moves_and_huge_kib(run_python, large, "move") == (0, 0)
+
+
+def test_where_the_system_makes_no_huge_pages_they_are_copied(
+    run_python: Callable[..., CompletedProcess[str]], large: Path
+) -> None:
+    with setting(THP / "enabled", "never"):
+        assert hashes_moves_and_huge_kib(run_python, large, "") == (0, 0)
+
+
+def test_locked_memory_takes_copies(large: Path) -> None:
+    """UFFDIO_MOVE refuses to move pages into it."""
+    with lm.open(large, "c") as store:
+        a = store["a"]
+        address = a.ctypes.data
+        assert a[0, 0] == LARGE[0, 0]
+        assert LIBC.mlock(address, PAGE) == 0
+        LIBC.munlock(address + PAGE, PAGE)
+        a.load()
+        np.testing.assert_array_equal(a, LARGE)
+
+
+def test_a_child_shares_moved_pages_until_it_writes(large: Path) -> None:
+    with lm.open(large, "c") as store:
+        a = store["a"].load()
+
+        def child() -> bool:
+            a[2] = 1
+            expected = LARGE.copy()
+            expected[2] = 1
+            return np.array_equal(a, expected)
+
+        assert end_child(start_child(child)) == 0
+        a.load()
+        np.testing.assert_array_equal(a, LARGE)

@@ -297,7 +297,7 @@ static void touches_end(struct thread *t, const struct touches *b)
     if (b->was_released && !has_error && !has_failed) /* (S2) */
         fail(t, "object %d: a released region was read without an error",
              b->handle->thing);
-    if (has_error && !(err.code == LM_E_CLOSED && lm_load_seq_cst(&r->released)))
+    if (has_error && !(err.code == LM_E_CLOSED && lm_load_seq_cst(&r->lost)))
         check_cause(t, &err, "touch"); /* (S3) */
     lm_add_relaxed(&g_unheard, b->false_bytes > 0 && !has_error);
 }
@@ -336,7 +336,7 @@ static void op_scan(struct thread *t)
 static void op_prefetch(struct thread *t)
 {
     struct handle *h = handle_get(t);
-    struct range range = draw_range(t, thing_bytes(h), 4u << 20);
+    struct range range = draw_range(t, thing_bytes(h), 16u << 20);
     uint64_t end = draw(t, 4);
     lm_job *job;
     CHECK_EQ(lm_region_prefetch(h->region, range.offset, range.nbytes, &job), 0);
