@@ -30,6 +30,7 @@ import os, signal, subprocess, sys, threading, time, zlib
 import numpy as np, lazymem as lm
 from lazymem.testing import HANG, failing
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of a shell ignores it
 store = lm.open(sys.argv[1])
 a = store["a"]
 plain = np.asarray(a)
