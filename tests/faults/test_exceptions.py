@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import hashlib
 import os
 import queue
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +25,7 @@ import pytest
 import lazymem as lm
 from lazymem.testing import failing
 from tests.conftest import ROOT, smooth
+from tests.engine.build import CC
 from tests.faults.test_damage import CHUNK, flip, places
 
 A = smooth((500, 1000))
@@ -293,6 +296,67 @@ def test_a_product_of_blas_is_an_error_of_the_thread_that_called(
     # Whose threads BLAS used, nobody knows: the main thread may hear of it, too.
     assert verdict(lambda: in_join(work)) in (SILENCE, facts)
     assert found == [facts]
+
+
+OPENMP = """
+double total(const float *a, long count)
+{
+    double total = 0;
+#pragma omp parallel for schedule(static) num_threads(3) reduction(+ : total)
+    for (long i = 0; i < count; i++)
+        total += a[i];
+    return total;
+}
+"""
+
+
+@pytest.fixture
+def total(tmp_path: Path) -> Callable[[Any], float]:
+    """Return a sum that three threads of OpenMP share, of which one calls."""
+    (tmp_path / "total.c").write_text(OPENMP)
+    command = [*CC.split(), "-fopenmp", "-O1", "-shared", "-fPIC", "total.c"]
+    try:
+        subprocess.run([*command, "-o", "total.so"], cwd=tmp_path, check=True)
+        function = ctypes.CDLL(str(tmp_path / "total.so")).total
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no OpenMP: {error}")
+    function.restype = ctypes.c_double
+    function.argtypes = [ctypes.c_void_p, ctypes.c_long]
+    return lambda a: float(function(a.ctypes.data, a.size))
+
+
+def in_a_thread_of_openmp(a: Any) -> Any:
+    return a[: BAD_ROW + 1]  # the last third has the bad chunk
+
+
+def in_the_thread_that_calls(a: Any) -> Any:
+    return a[BAD_ROW:]
+
+
+def test_damage_in_threads_of_openmp_is_an_error_of_the_main_thread(
+    plain: Any, facts: Facts, total: Callable[[Any], float]
+) -> None:
+    """They never run Python, and nobody knows who called them."""
+    good = total(plain[: BAD_ROW - 5])
+    assert good == pytest.approx(float(A[: BAD_ROW - 5].sum(dtype="f8")))
+    for part in (in_a_thread_of_openmp(plain), in_the_thread_that_calls(plain)):
+        assert [verdict(lambda part=part: total(part)) for _ in range(3)] == [facts] * 3
+
+
+def test_damage_met_by_openmp_in_a_thread_is_heard_of(
+    plain: Any, facts: Facts, total: Callable[[Any], float]
+) -> None:
+    """By that thread where it met the damage itself, else by the main thread."""
+    found: list[Facts] = []
+
+    def use(part: Any) -> Facts:
+        return verdict(
+            lambda: in_join(lambda: found.append(verdict(lambda: total(part))))
+        )
+
+    assert use(in_the_thread_that_calls(plain)) == SILENCE
+    assert use(in_a_thread_of_openmp(plain)) == facts
+    assert found == [facts, SILENCE]
 
 
 # ---- coroutines

@@ -42,7 +42,7 @@ def ends_quietly(run: Run, script: str, *args: object, stdout: str = "") -> None
 BUSY = """
 import sys, threading, numpy as np, lazymem as lm
 path, how = sys.argv[1:]
-busy = threading.Barrier(5)
+busy = threading.Barrier(6)
 def fault():
     store = lm.open(path)
     busy.wait()
@@ -56,7 +56,12 @@ def prefetch():
     busy.wait()
     while True:
         store["b"].prefetch()
-for work in (fault, fault, prefetch, prefetch):
+def verify():
+    store = lm.open(path)
+    busy.wait()
+    while True:
+        store.verify()
+for work in (fault, fault, prefetch, prefetch, verify):
     threading.Thread(target=work, daemon=True).start()
 kept = lm.open(path)["a"]
 busy.wait()
@@ -68,7 +73,7 @@ if how == "sys.exit":
 
 
 @pytest.mark.parametrize("how", ["the end", "sys.exit"])
-def test_exit_while_daemons_fault_and_prefetch(
+def test_exit_while_daemons_fault_prefetch_and_verify(
     path: Path, run_python: Run, how: str
 ) -> None:
     ends_quietly(run_python, BUSY, path, how)

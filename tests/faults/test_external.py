@@ -204,6 +204,55 @@ def test_memory_that_mremap_has_moved_raises_where_it_is(
     assert done.returncode == -signal.SIGSEGV
 
 
+SWAPPED = """
+import ctypes, mmap, sys, numpy as np, lazymem as lm
+from tests.conftest import LIBC
+store = lm.open(sys.argv[1])
+a, b = (np.asarray(store[name]) for name in "ab")
+if sys.argv[2] == "partly_filled":
+    a[::4].sum()
+    b[1::4].sum()
+right = [lm.open(sys.argv[1])[name].copy() for name in "ab"]
+LIBC.mremap.argtypes = 2 * [ctypes.c_void_p] + [ctypes.c_size_t, ctypes.c_int,
+                                                ctypes.c_void_p]
+def move(old, new):  # MREMAP_MAYMOVE | MREMAP_FIXED
+    assert LIBC.mremap(old, a.nbytes, a.nbytes, 3, new) == new
+between = mmap.mmap(-1, a.nbytes)
+spare = ctypes.addressof(ctypes.c_char.from_buffer(between))
+move(a.ctypes.data, spare)
+move(b.ctypes.data, a.ctypes.data)
+move(spare, b.ctypes.data)
+for array in (a, b):
+    for i, row in enumerate(array):
+        found = [np.array_equal(row, rows[i]) for rows in right]
+        print("ab"[found.index(True)] if any(found) else "?", end="")
+    print()
+"""
+
+
+@pytest.mark.parametrize("filled", ["absent", "partly_filled"])
+def test_memory_that_mremap_swaps_shows_no_zeros(
+    tmp_path: Path,
+    rng: np.random.Generator,
+    run_python: Callable[..., Any],
+    filled: str,
+) -> None:
+    """Where mremap() lets two arrays change places.
+
+    np.memmap: each shows the other's file.  Memory that is registered with a
+    userfaultfd: zeros.  lazymem: what was filled has moved, and the rest is filled as
+    the array that has the address wants it.
+    """
+    arrays = {name: rng.integers(1, 256, (16, CHUNK), "u1") for name in "ab"}
+    lm.save(tmp_path / "s.lzm", arrays, chunk_bytes=CHUNK)
+    done = run_python(SWAPPED, tmp_path / "s.lzm", filled)
+    assert done.returncode == 0, done.stderr
+    if filled == "absent":
+        assert done.stdout == 16 * "a" + "\n" + 16 * "b" + "\n"
+    else:
+        assert done.stdout == 4 * "abaa" + "\n" + 4 * "abbb" + "\n"
+
+
 UNMAPPED = """
 import faulthandler, mmap, sys, ctypes, numpy as np, lazymem as lm
 from tests.conftest import LIBC, PAGE

@@ -252,6 +252,31 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), float(a[300, 3]))
     assert done.stderr == ""
 
 
+ORPHAN = """
+import os, signal, sys, numpy as np, lazymem as lm
+from tests.conftest import wait_until
+a = np.asarray(lm.open(sys.argv[1])["a"])
+a[:100].sum()
+parent = os.getpid()
+if os.fork() == 0:
+    wait_until(lambda: os.getppid() != parent)
+    np.save(sys.argv[2], a)
+    print("saved")
+else:
+    os.kill(parent, signal.SIGKILL)
+"""
+
+
+def test_a_child_whose_parent_was_killed_reads_right_data(
+    path: Path, tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    """Where another process serves the faults, its death leaves zeros."""
+    done = run_python(ORPHAN, path, tmp_path / "got.npy", PYTHONWARNINGS="ignore")
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == "saved\n", done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "got.npy"), A)
+
+
 @pytest.mark.parametrize("touch_first", [False, True])
 def test_exec_after_fork_starts_afresh(path: Path, touch_first: bool) -> None:
     script = f"import lazymem as lm, sys; a = lm.open({str(path)!r})['a']; "
