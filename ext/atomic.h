@@ -15,6 +15,7 @@
 #define lm_sub_relaxed(p, v)   atomic_fetch_sub_explicit((p), (v), memory_order_relaxed)
 #define lm_add_seq_cst(p, v)   atomic_fetch_add_explicit((p), (v), memory_order_seq_cst)
 #define lm_sub_acq_rel(p, v)   atomic_fetch_sub_explicit((p), (v), memory_order_acq_rel)
+#define lm_swap_seq_cst(p, v)  atomic_exchange_explicit((p), (v), memory_order_seq_cst)
 #define lm_cas_acq_rel(p, expected, desired)                                           \
     atomic_compare_exchange_strong_explicit(                                           \
         (p), (expected), (desired), memory_order_acq_rel, memory_order_acquire)

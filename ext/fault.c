@@ -29,19 +29,22 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
     int lost = lm_load_seq_cst(&r->lost);
     struct lm_error cause = failure_of(r, chunk_idx, lost, "array");
     struct lm__failed failed = lm__failed_fault(r, chunk_idx, fault);
-    uint32_t interrupts = lm__interrupt_count();
-    scratch->toucher_tid = fault->tid;
+    struct lm__waiter w = lm__waiter_of(fault);
+    scratch->toucher_tid = w.tid;
+    scratch->toucher_page = w.page;
     int is_filled = !lost && lm__fill(r, chunk_idx, scratch, &cause) == 0;
     scratch->toucher_tid = 0;
     if (is_filled)
         return;
     lm__fill_will_block(scratch);
     lm__pause("fill failed");
-    if (interrupts != lm__interrupt_count() && fault->tid == (int32_t)getpid())
-        failed.tid = 0; /* it had its error, and has gone on */
+    int still_waits = lost ? lm__waiter_comes_again(w) : lm__waiter_take(w);
+    lm__interrupt_end(w.tid);
     failed.cause = &cause;
     failed.from = from;
-    if (!lost || lm__waiter_comes_again(lm__waiter_of(fault)))
+    if (!still_waits) /* it had an error meanwhile, and has gone on */
+        failed.tid = 0;
+    if (still_waits || !lost) /* else those who do wait will come again, too */
         lm__ones_serve(r, failed, scratch);
     lm__fill_unclaim(r, chunk_idx, from);
 }
@@ -110,17 +113,17 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
         int claimed = lm__chunks_claim(&r->chunks, chunk_idx, state);
         if (claimed == 0)
             continue;
-        if (!lm__waiter_take(
-                w)) { /* a fill has ended meanwhile, and wakes the thread */
-            if (claimed > 0)
-                lm__fill_unclaim(r, chunk_idx, state);
-        } else if (claimed > 0 && lm__interrupt_is_pending(fault->tid)) {
-            serve_interrupted(r, chunk_idx, fault, state, scratch);
-            lm__fill_unclaim(r, chunk_idx, state);
-        } else if (claimed > 0) {
+        /* 0: a fill has ended meanwhile, and wakes the thread. */
+        int is_ours = claimed > 0 ? lm__waiter_serve(w) : lm__waiter_take(w);
+        if (is_ours && claimed < 0) {
+            serve_unclaimed(r, chunk_idx, fault, claimed, scratch);
+        } else if (is_ours && !lm__interrupt_is_pending(fault->tid)) {
             serve_claimed(r, chunk_idx, fault, state, scratch);
         } else {
-            serve_unclaimed(r, chunk_idx, fault, claimed, scratch);
+            if (is_ours && lm__waiter_take(w))
+                serve_interrupted(r, chunk_idx, fault, state, scratch);
+            if (claimed > 0)
+                lm__fill_unclaim(r, chunk_idx, state);
         }
         return;
     }

@@ -175,6 +175,8 @@ static int fill_run(lm_region *r, struct run run, struct lm__scratch *scratch,
     lm_add_relaxed(&r->fills, run.count);
     lm_add_relaxed(&r->zero_fills, block.is_zero ? run.count : 0);
     lm_add_relaxed(&r->stored_bytes_read, block.stored_bytes);
+    /* Before it can be woken, and wait anew. */
+    lm__waiter_take((struct lm__waiter){scratch->toucher_page, scratch->toucher_tid});
     lm__interrupt_end(scratch->toucher_tid);
     for (uint64_t i = 0; i < run.count; i++)
         if (!lm__chunks_publish(&r->chunks, run.first + i)) { /* released meanwhile */

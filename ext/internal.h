@@ -192,7 +192,8 @@ struct lm__scratch {
     /* Called before a read that may sleep; may be NULL. */
     void (*will_block)(struct lm__scratch *s);
     int32_t toucher_tid; /* the thread that waits for the fill; 0: none does */
-    int is_cached_only;  /* a read that would sleep fails with -EAGAIN instead */
+    uintptr_t toucher_page;
+    int is_cached_only; /* a read that would sleep fails with -EAGAIN instead */
 };
 
 /* A scratch that somebody has used and given back, or an empty one. */
@@ -427,8 +428,9 @@ void lm__interrupt_end(int32_t tid);
 int lm__interrupt_take(int32_t tid);
 /* 1 from then on until the thread has had its error. */
 int lm__interrupt_is_pending(int32_t tid);
-/* How often SIGINT was taken. */
-uint32_t lm__interrupt_count(void);
+#ifdef LM_CHECKS
+uint32_t lm__interrupt_count(void); /* how often SIGINT was taken */
+#endif
 
 /* ---- region.c ---------------------------------------------------------------------------------------- */
 
@@ -500,12 +502,16 @@ int lm__waiter_read(int32_t own_tid, struct lm__fault *out);
 void lm__waiters_await_entered(void);
 int lm__waiter_take(struct lm__waiter w);     /* 0: somebody else has taken it */
 int lm__waiter_is_there(struct lm__waiter w); /* or not */
+/* Mark it as one that the caller fills a chunk for, and who takes it in the end.  0: it is not
+ * there, or somebody else does. */
+int lm__waiter_serve(struct lm__waiter w);
 /* Take any waiter for a page of the span.  Its tid (-1 where it is not known), or 0. */
-int32_t lm__waiter_take_in(struct lm__span span);
+enum lm__waiter_kind { LM_WAITER_UNSERVED, LM_WAITER_ANY };
+int32_t lm__waiter_take_in(struct lm__span span, enum lm__waiter_kind kind);
 /* Wake all who wait for a range.  None of them stays on the table: an error would be left for
  * a thread that has long gone on. */
 void lm__waiters_wake(struct lm__span span);
-/* Wake a thread that was taken off the table.  1, with the thread taken again, if it has come
+/* Take a thread off the table and wake it.  1, with the thread taken again, if it has come
  * again: it waits for that very page. */
 int lm__waiter_comes_again(struct lm__waiter w);
 

@@ -32,9 +32,13 @@ static _Atomic uint32_t g_count;
 
 static void on_sigint(int signal_number, siginfo_t *info, void *context)
 {
-    if (lm__thread_id() == (int32_t)getpid())
+    if (lm__thread_id() == (int32_t)getpid()) {
         lm_store_seq_cst(&g_is_noted, 1);
-    else if (g_theirs.sa_flags & SA_SIGINFO)
+        /* Unless the watch has ended while the signal was on its way. */
+        if (lm_load_seq_cst(&g_is_watching) || !lm_swap_seq_cst(&g_is_noted, 0))
+            return;
+    }
+    if (g_theirs.sa_flags & SA_SIGINFO)
         g_theirs.sa_sigaction(signal_number, info, context);
     else
         g_theirs.sa_handler(signal_number);
@@ -53,8 +57,9 @@ void lm__interrupt_watch(int32_t tid)
         struct sigaction ours = g_theirs;
         ours.sa_sigaction = on_sigint;
         ours.sa_flags |= SA_SIGINFO;
-        if (has_handler && sigaction(SIGINT, &ours, NULL) == 0)
-            lm_store_seq_cst(&g_is_watching, 1);
+        lm_store_seq_cst(&g_is_watching, has_handler);
+        if (has_handler && sigaction(SIGINT, &ours, NULL) != 0)
+            lm_store_seq_cst(&g_is_watching, 0);
     }
     pthread_mutex_unlock(&g_lock);
 }
@@ -65,8 +70,7 @@ static int end_locked(void)
     if (lm_load_relaxed(&g_is_watching)) {
         sigaction(SIGINT, &g_theirs, NULL);
         lm_store_seq_cst(&g_is_watching, 0);
-        is_noted = lm_load_seq_cst(&g_is_noted);
-        lm_store_seq_cst(&g_is_noted, 0);
+        is_noted = lm_swap_seq_cst(&g_is_noted, 0); /* pairs with on_sigint() */
     }
     return is_noted;
 }
@@ -105,7 +109,9 @@ int lm__interrupt_take(int32_t tid)
     return is_noted;
 }
 
+#ifdef LM_CHECKS
 uint32_t lm__interrupt_count(void) { return lm_load_seq_cst(&g_count); }
+#endif
 
 void lm__interrupt_fork_prepare(void) { pthread_mutex_lock(&g_lock); }
 void lm__interrupt_fork_done(void) { pthread_mutex_unlock(&g_lock); }

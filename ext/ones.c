@@ -30,16 +30,19 @@
 #define LINGER_DOUBLINGS_MAX 7 /* ... unless the machine is overloaded: up to 13 ms */
 #define TOOK_NS_MAX          100000000u /* lm_region_settle() waits for that, too */
 
-/* Leave `cause` for thread `tid` and everybody who waits for a page of the span.  Returns how
- * many failures the one who has met the fewest has met. */
-static unsigned report_to_all(struct lm__span span, int32_t tid,
-                              const struct lm_error *cause)
+/* Leave the cause for thread `tid`, if it is not 0, and everybody who waits for a page of the
+ * span.  Returns how many failures the one who has met the fewest has met. */
+static unsigned report_to_all(const struct lm__failed *f, int32_t tid)
 {
+    /* The page for which a thread does not want to wait may be another's, too. */
+    enum lm__waiter_kind kind = f->is_interrupt ? LM_WAITER_ANY : LM_WAITER_UNSERVED;
     unsigned fewest = UINT_MAX;
-    for (; tid != 0; tid = lm__waiter_take_in(span)) {
+    if (tid == 0)
+        tid = lm__waiter_take_in(f->span, kind);
+    for (; tid != 0; tid = lm__waiter_take_in(f->span, kind)) {
         lm__interrupt_end(tid);
-        unsigned repeats = lm__failure_report(tid, cause);
-        if (repeats <= ANNOUNCE_TRIES && cause->code != -EINTR)
+        unsigned repeats = lm__failure_report(tid, f->cause);
+        if (repeats <= ANNOUNCE_TRIES && f->cause->code != -EINTR)
             lm__failure_wait_announced(tid, LM_ANNOUNCE_MS);
         if (repeats < fewest)
             fewest = repeats;
@@ -188,15 +191,15 @@ void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scrat
     }
     unsigned times = count_failure(f.page, r->page_shift);
     uint64_t took_ns = now_ns() - f.began_ns;
-    if (f.tid == 0 && (f.tid = lm__waiter_take_in(f.span)) == 0)
+    if (f.tid == 0 && (f.tid = lm__waiter_take_in(f.span, LM_WAITER_UNSERVED)) == 0)
         return;
     lm__region_keep_error(r, f.cause);
-    unsigned repeats = report_to_all(f.span, f.tid, f.cause);
+    unsigned repeats = report_to_all(&f, f.tid);
     struct ones ones = ones_for(r, false_span(r, &f, repeats, times), scratch);
     int are_there = ones_install(&ones);
     /* Others may have touched the same pages.  Now that these are there, no more will. */
     lm__waiters_await_entered();
-    report_to_all(f.span, lm__waiter_take_in(f.span), f.cause);
+    report_to_all(&f, 0);
     lm__uffd_wake(f.span.addr, f.span.bytes);
 
     linger(times, took_ns);

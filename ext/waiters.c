@@ -4,7 +4,8 @@
  * The kernel wakes by address and tells nobody who it was.  But a thread that was woken from
  * a failed fill must get an error, and one that was woken from a good one must not.  So a
  * handler enters the thread here as soon as it has read the event, and whoever takes a waiter
- * off the table sees to it that the thread is woken.
+ * off the table sees to it that the thread is woken.  One that a fill is under way for stays on
+ * the table, marked, until its fate is known.
  *
  * Between the kernel's queue and the table an event is in a handler's hand.  Who serves a
  * failed fill waits until none is: the next wake would let a thread nobody knows of go on.
@@ -26,8 +27,11 @@
     400 /* of 0.05 ms: on a busy machine it may come later, and anew */
 
 static pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct lm__waiter g_waiters[WAITERS_MAX]; /* under g_lock */
-static _Atomic size_t g_count;                   /* of waiters; written under it */
+static struct {
+    struct lm__waiter who;
+    int is_served;
+} g_waiters[WAITERS_MAX];      /* under g_lock */
+static _Atomic size_t g_count; /* of waiters; written under it */
 static struct lm__waiter g_suspects[SUSPECTS_MAX];
 static _Atomic int32_t g_readers[READERS_MAX]; /* see reader_may_hold() */
 
@@ -46,7 +50,7 @@ static int is_same(struct lm__waiter a, struct lm__waiter b)
 static size_t find_locked(struct lm__waiter w)
 {
     size_t i = 0;
-    while (i < lm_load_relaxed(&g_count) && !is_same(g_waiters[i], w))
+    while (i < lm_load_relaxed(&g_count) && !is_same(g_waiters[i].who, w))
         i++;
     return i;
 }
@@ -69,7 +73,8 @@ static int add(struct lm__waiter w)
     int is_there = find_locked(w) < n;
     int has_room = is_there || n < WAITERS_MAX;
     if (has_room && !is_there) {
-        g_waiters[n] = w;
+        g_waiters[n].who = w;
+        g_waiters[n].is_served = 0;
         lm_store_seq_cst(&g_count, n + 1);
     }
     pthread_mutex_unlock(&g_lock);
@@ -95,15 +100,27 @@ int lm__waiter_is_there(struct lm__waiter w)
     return is_there;
 }
 
-int32_t lm__waiter_take_in(struct lm__span span)
+int lm__waiter_serve(struct lm__waiter w)
+{
+    pthread_mutex_lock(&g_lock);
+    size_t i = find_locked(w);
+    int is_mine = i < lm_load_relaxed(&g_count) && !g_waiters[i].is_served;
+    if (is_mine)
+        g_waiters[i].is_served = 1;
+    pthread_mutex_unlock(&g_lock);
+    return is_mine;
+}
+
+int32_t lm__waiter_take_in(struct lm__span span, enum lm__waiter_kind kind)
 {
     int32_t tid = 0;
     if (lm_load_seq_cst(&g_count) == 0)
         return 0;
     pthread_mutex_lock(&g_lock);
     for (size_t i = 0; i < lm_load_relaxed(&g_count) && tid == 0; i++)
-        if (g_waiters[i].page - span.addr < span.bytes) {
-            tid = g_waiters[i].tid ? g_waiters[i].tid : -1;
+        if (g_waiters[i].who.page - span.addr < span.bytes &&
+            (kind == LM_WAITER_ANY || !g_waiters[i].is_served)) {
+            tid = g_waiters[i].who.tid ? g_waiters[i].who.tid : -1;
             remove_locked(i);
         }
     pthread_mutex_unlock(&g_lock);
@@ -159,10 +176,10 @@ void lm__waiters_wake(struct lm__span span)
 {
     int32_t tid;
     do {
-        while ((tid = lm__waiter_take_in(span)) != 0)
+        while ((tid = lm__waiter_take_in(span, LM_WAITER_UNSERVED)) != 0)
             lm__interrupt_end(tid);
         lm__uffd_wake(span.addr, span.bytes);
-        tid = lm__waiter_take_in(span); /* entered meanwhile */
+        tid = lm__waiter_take_in(span, LM_WAITER_UNSERVED); /* entered meanwhile */
         lm__interrupt_end(tid);
     } while (tid != 0);
 }
@@ -171,6 +188,7 @@ int lm__waiter_comes_again(struct lm__waiter w)
 {
     const struct timespec pause = {.tv_nsec = 50000};
     int has_come = 0;
+    lm__waiter_take(w);
     lm__uffd_wake(w.page, lm__page_bytes());
     for (int i = 0; i < COME_AGAIN_TRIES && !has_come; i++) {
         nanosleep(&pause, NULL);

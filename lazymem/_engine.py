@@ -466,7 +466,7 @@ def take_failure() -> Exception | None:
     if not lib.lm_failure_take(threading.get_native_id(), error):
         return None
     lib.lm_python_cancel()
-    if error.code == -errno_names.EINTR:
+    if error.code == -errno_names.EINTR and error.tid == os.getpid():
         _thread.interrupt_main()  # the handler of SIGINT runs now, and raises as a rule
     return exception(error)
 

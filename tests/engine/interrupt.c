@@ -205,6 +205,32 @@ static void *be_interrupted(void *unused)
     return NULL;
 }
 
+static void end_the_watch(int number)
+{
+    (void)number;
+    lm__interrupt_end(g_main);
+}
+
+/* SIGINT is on its way when the watch ends: another signal's handler comes first. */
+static void test_one_that_comes_too_late_goes_to_the_handler(void)
+{
+    struct sigaction first = {.sa_handler = end_the_watch};
+    sigset_t both, before;
+    sigemptyset(&both);
+    sigaddset(&both, SIGINT);
+    sigaddset(&both, SIGUSR1);
+    CHECK_EQ(sigaction(SIGUSR1, &first, NULL), 0);
+    lm__interrupt_watch(g_main);
+    pthread_sigmask(SIG_BLOCK, &both, &before);
+    raise(SIGINT);
+    raise(SIGUSR1);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    CHECK_EQ(take_handled(), 1);
+    lm__interrupt_watch(g_main); /* and that was it */
+    lm__interrupt_end(g_main);
+    CHECK_EQ(take_handled(), 0);
+}
+
 /* Of both kinds of handlers, with what such a one is told. */
 static void test_another_thread_gets_it_as_ever(void)
 {
@@ -315,20 +341,63 @@ static void test_the_touch_ends_while_the_source_hangs(void)
     close_region(region);
 }
 
-/* Which does not hear of it. */
-static void test_another_thread_waits_on_for_the_same_chunk(void)
+/* Which does not hear of it; but one that waits for the very same page is woken as well, and
+ * so it does. */
+static void test_another_thread_waits_on_for_the_same_chunk(size_t page_idx)
 {
     struct test_toucher other;
+    int is_same_page = page_idx == 0;
     lm_region *region = open_region();
     hang();
-    test_touch_start(&other, page_of(region, 3, 2) + SEEN_AT);
+    test_touch_start(&other, page_of(region, 3, page_idx) + SEEN_AT);
     AWAIT(lm__chunks_state(&region->chunks, 3) == LM_CHUNK_FILLING);
     touch_is_interrupted(region, 3, 0);
+    if (is_same_page)
+        test_touch_end(&other);
     let_read();
-    test_touch_end(&other);
-    CHECK_EQ(other.got, stored(3, 2));
-    CHECK(!other.has_error);
+    if (!is_same_page)
+        test_touch_end(&other);
+    CHECK_EQ(other.got, is_same_page ? 0xFF : stored(3, page_idx));
+    CHECK_EQ(other.has_error, is_same_page);
+    if (is_same_page)
+        CHECK_EQ(other.err.code, -EINTR);
+    lm_region_settle(region);
     CHECK_EQ(touch(page_of(region, 3, 0)), stored(3, 0));
+    close_region(region);
+}
+
+static void *interrupt_twice(void *arg)
+{
+    lm_region *region = arg;
+    test_await_held(); /* the event is read, and nobody watches yet */
+    interrupt_main();
+    AWAIT(lm_load_seq_cst(&g_handled) == 1);
+    AWAIT(
+        !is_mine()); /* the thread has faulted again: another event of the same fault */
+    uint64_t faults = lm_load_seq_cst(&region->faults);
+    test_let_go();
+    AWAIT(lm_load_seq_cst(&region->faults) == faults + 1);
+    AWAIT(!is_mine());
+    interrupt_main();
+    return NULL;
+}
+
+/* The second event of a fault leaves the watch to the fill that the first one began. */
+static void test_a_signal_before_the_watch_does_not_end_it(void)
+{
+    struct lm_error err;
+    lm_region *region = open_region();
+    if (test_two_handlers(region)) {
+        hang();
+        test_hold("waiter entered");
+        pthread_t other = test_thread(interrupt_twice, region);
+        CHECK_EQ(touch(page_of(region, 1, 0)), 0xFF);
+        pthread_join(other, NULL);
+        CHECK_EQ(lm_failure_take(g_main, &err), 1);
+        CHECK_EQ(err.code, -EINTR);
+        CHECK_EQ(take_handled(), 1); /* the first one */
+        let_read();
+    }
     close_region(region);
 }
 
@@ -424,6 +493,7 @@ int main(void)
     test_watch_to_end_raises_anew();
     test_watch_to_take_is_told_once();
     test_another_thread_gets_it_as_ever();
+    test_one_that_comes_too_late_goes_to_the_handler();
 
     g_store.enc = (struct lm_encoding){.object_bytes = CHUNKS * CHUNK_PAGES * g_page,
                                        .chunk_bytes = (uint32_t)(CHUNK_PAGES * g_page)};
@@ -439,7 +509,9 @@ int main(void)
     lm_region_close(region);
     test_regions_gone();
     test_the_touch_ends_while_the_source_hangs();
-    test_another_thread_waits_on_for_the_same_chunk();
+    test_another_thread_waits_on_for_the_same_chunk(2);
+    test_another_thread_waits_on_for_the_same_chunk(0);
+    test_a_signal_before_the_watch_does_not_end_it();
     test_a_fill_that_ends_first_raises_it_anew();
     test_a_fault_replaces_nothing_that_is_no_handler();
     test_a_fault_of_another_thread_is_not_watched();
