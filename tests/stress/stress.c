@@ -185,7 +185,12 @@ static struct handle *handle_new(struct thread *t, lm_object *object, int thing)
     CHECK(h);
     h->refs = 1;
     h->thing = thing;
-    int rc = lm_region_open(object, NULL, &h->region, &err);
+    /* In huge pages where the system's pool has some, which is its administrator's choice. */
+    struct lm_region_options options = {.is_writable = draw(t, 2) == 0,
+                                        .page_bytes = draw(t, 4) ? 0 : 2u << 20};
+    int rc = lm_region_open(object, &options, &h->region, &err);
+    if (options.page_bytes && (rc == LM_E_NO_HUGE_PAGES || rc == LM_E_NO_UFFD))
+        rc = lm_region_open(object, NULL, &h->region, &err);
     if (rc != 0)
         fail(t, "open: %s: %s", err.what, lm_strerror(rc));
     return h;
@@ -353,7 +358,8 @@ static void op_prefetch(struct thread *t)
 static void op_drop(struct thread *t)
 {
     struct handle *h = handle_get(t);
-    uint64_t unit = draw(t, 2) ? lm__page_bytes() : g_things[h->thing].enc.chunk_bytes;
+    uint64_t unit = draw(t, 2) ? lm__region_page_bytes(h->region)
+                               : lm_region_chunk_bytes(h->region);
     struct range range = draw_range(t, thing_bytes(h), unit * (1 + draw(t, 8)));
     uint64_t low = lm__round_down(range.offset, unit);
     uint64_t high = lm__round_up(range.offset + range.nbytes, unit);
