@@ -150,7 +150,7 @@ void lm__failure_wait_announced(int32_t tid, int timeout_ms)
     pthread_mutex_unlock(&g_lock);
 }
 
-int lm_failure_take(int32_t tid, struct lm_error *out)
+int lm__failure_take(int32_t tid, struct lm_error *out)
 {
     pthread_mutex_lock(&g_lock);
     struct slot *s = find_locked(tid);

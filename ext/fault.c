@@ -34,6 +34,7 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
     scratch->toucher_page = w.page;
     int is_filled = !lost && lm__fill(r, chunk_idx, scratch, &cause) == 0;
     scratch->toucher_tid = 0;
+    scratch->toucher_page = 0;
     if (is_filled)
         return;
     lm__fill_will_block(scratch);

@@ -164,6 +164,7 @@ static int fill_run(lm_region *r, struct run run, struct lm__scratch *scratch,
                     struct lm_error *err)
 {
     struct lm__block block;
+    lm__kept_drop_in(run_span(r, run)); /* false bytes are not data: (K1) */
     int rc = decode_and_install(r, run, &block, scratch, err);
     lm__pause("publish");
     if (rc < 0)
@@ -176,8 +177,11 @@ static int fill_run(lm_region *r, struct run run, struct lm__scratch *scratch,
     lm_add_relaxed(&r->zero_fills, block.is_zero ? run.count : 0);
     lm_add_relaxed(&r->stored_bytes_read, block.stored_bytes);
     /* Before it can be woken, and wait anew. */
-    lm__waiter_take((struct lm__waiter){scratch->toucher_page, scratch->toucher_tid});
-    lm__interrupt_end(scratch->toucher_tid);
+    if (scratch->toucher_page != 0) {
+        lm__waiter_take(
+            (struct lm__waiter){scratch->toucher_page, scratch->toucher_tid});
+        lm__interrupt_end(scratch->toucher_tid);
+    }
     for (uint64_t i = 0; i < run.count; i++)
         if (!lm__chunks_publish(&r->chunks, run.first + i)) { /* released meanwhile */
             struct lm__span span = lm__region_span(r, run.first + i);

@@ -5,7 +5,7 @@
  *   leaves   error.c crc32c.c os.c align.h atomic.h check.h
  *   io.c     format.c     filter.c lz4join.c codec.c scratch.c     source.c     index.c
  *   store.c object.c block.c     chunks.c     uffd.c     failure.c interrupt.c     region.c
- *   waiters.c     fill.c     ones.c     fault.c     workers.c     pager.c
+ *   waiters.c     kept.c     fill.c     ones.c     fault.c     workers.c     pager.c
  *   read.c prefetch.c evict.c writer.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
  *
@@ -13,7 +13,8 @@
  * decoding, or touching memory that a region serves.
  *   pager.c start_lock > fill.c gate (read: a fill in flight, write: fork)
  *     > workers.c lock > region.c map_lock > failure.c lock
- *   The locks of waiters.c, interrupt.c and a writer are leaves.
+ *   kept.c lock comes before region.c's.  Those of waiters.c, interrupt.c and a writer are
+ *   leaves.
  *
  * Threads          takes                         never
  *   handler        map_lock, failure lock        GIL, workers' lock, served memory
@@ -191,9 +192,9 @@ struct lm__scratch {
     void *zstd_cctx, *zstd_dctx;
     /* Called before a read that may sleep; may be NULL. */
     void (*will_block)(struct lm__scratch *s);
-    int32_t toucher_tid; /* the thread that waits for the fill; 0: none does */
-    uintptr_t toucher_page;
-    int is_cached_only; /* a read that would sleep fails with -EAGAIN instead */
+    int32_t toucher_tid; /* the thread that waits for the fill, if the system tells */
+    uintptr_t toucher_page; /* and where; 0: none does */
+    int is_cached_only;     /* a read that would sleep fails with -EAGAIN instead */
 };
 
 /* A scratch that somebody has used and given back, or an empty one. */
@@ -405,6 +406,7 @@ struct lm__runtime {
     int takes_interrupts; /* -EINTR for the main thread becomes what SIGINT means there */
 };
 int lm__failure_takes_interrupts(void);
+int lm__failure_take(int32_t tid, struct lm_error *out);
 int lm__failure_is_waiting(int32_t tid); /* 1 if an error waits for thread `tid` */
 int lm__failure_next_queued(struct lm_error *out); /* 1 if there was one */
 /* The runtime has been told.  Returns 0 if the error was taken meanwhile. */
@@ -521,6 +523,17 @@ enum lm__suspicion { LM_SUSPECT_ELSEWHERE, LM_SUSPECT_STALE, LM_SUSPECT_BEGUN };
 enum lm__suspicion lm__suspect_begin(struct lm__waiter w);
 void lm__suspect_end(struct lm__waiter w);
 
+/* ---- kept.c ---------------------------------------------------------------------------------------------- */
+
+/* How many failures a thread has met in one operation, with this one. */
+unsigned lm__kept_count(int32_t tid);
+/* False bytes of an ABSENT chunk, or one that is about to be, stay for thread `tid`. */
+void lm__kept_add(lm_region *region, struct lm__span span, int32_t tid);
+/* Drop what is kept in a span, of which the caller has claimed the chunks. */
+void lm__kept_drop_in(struct lm__span span);
+/* Drop what is kept for threads that have had their error. */
+void lm__kept_drop_told(void);
+
 /* ---- fill.c ---------------------------------------------------------------------------------------------- */
 
 /* Inside, regions can be looked at and chunks claimed.  `scratch` may be NULL. */
@@ -599,6 +612,8 @@ void lm__fill_fork_child(void);
 void lm__waiters_fork_prepare(void);
 void lm__waiters_fork_done(void);
 void lm__waiters_fork_child(void);
+void lm__kept_fork_prepare(void);
+void lm__kept_fork_done(void);
 void lm__region_fork_prepare(void);
 void lm__region_fork_done(void);
 /* In the parent, without locks. */

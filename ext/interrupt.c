@@ -10,6 +10,9 @@
  *     |                                                 that failed, and the runtime raises
  *     '---- end: the chunk is there.  What was noted meanwhile is raised anew
  *
+ * A SIGINT that comes between the fault and the watch runs its handler, and does not end the
+ * wait: the next one does.
+ *
  * The operation goes on until its end, through memory that is answered for without being read,
  * since nothing can end a loop in C.
  *

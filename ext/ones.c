@@ -10,7 +10,8 @@
  * Another thread may read that page in that short while without a fault.  Whoever reads
  * through LazyArray learns of it by lm_region_failures(); whoever reads on, through any
  * pointer, meets a page that is still absent, and its error.  Only a thread that has met a
- * lot of damage, in one operation, is given whole chunks at once, to get to the end of it.
+ * lot of damage, in one operation, is given whole chunks, and for longer, to get to the end of
+ * it (kept.c).
  *
  * An instruction can need two pages, and both may fail.  So a page that fails again comes
  * with its neighbours and stays for longer than it took to fail; and a handler that lets
@@ -42,10 +43,11 @@ static unsigned report_to_all(const struct lm__failed *f, int32_t tid)
     for (; tid != 0; tid = lm__waiter_take_in(f->span, kind)) {
         lm__interrupt_end(tid);
         unsigned repeats = lm__failure_report(tid, f->cause);
+        unsigned met = lm__kept_count(tid);
         if (repeats <= ANNOUNCE_TRIES && f->cause->code != -EINTR)
             lm__failure_wait_announced(tid, LM_ANNOUNCE_MS);
-        if (repeats < fewest)
-            fewest = repeats;
+        if (met < fewest)
+            fewest = met;
     }
     return fewest;
 }
@@ -160,11 +162,11 @@ struct lm__failed lm__failed_fault(const lm_region *r, uint64_t chunk_idx,
 
 /* The pages to fill with 0xFF; none that holds what the application has written. */
 static struct lm__span false_span(const lm_region *r, const struct lm__failed *f,
-                                  unsigned repeats, unsigned times)
+                                  unsigned met, unsigned times)
 {
     size_t page_bytes = lm__region_page_bytes(r);
     uintptr_t low = f->span.addr, high = f->span.addr + f->span.bytes;
-    if ((repeats <= PAGEWISE_MAX && !f->is_interrupt) || f->from == LM_CHUNK_CLEAN) {
+    if ((met <= PAGEWISE_MAX && !f->is_interrupt) || f->from == LM_CHUNK_CLEAN) {
         size_t beside = times > 0 && f->from == LM_CHUNK_ABSENT ? page_bytes : 0;
         low = f->page - low > beside ? f->page - beside : low;
         high =
@@ -185,6 +187,7 @@ static void poison(lm_region *r, const struct lm__failed *f)
 
 void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scratch)
 {
+    lm__kept_drop_told();
     if (r->on_error == LM_ON_ERROR_SIGBUS) {
         poison(r, &f);
         return;
@@ -194,14 +197,21 @@ void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scrat
     if (f.tid == 0 && (f.tid = lm__waiter_take_in(f.span, LM_WAITER_UNSERVED)) == 0)
         return;
     lm__region_keep_error(r, f.cause);
-    unsigned repeats = report_to_all(&f, f.tid);
-    struct ones ones = ones_for(r, false_span(r, &f, repeats, times), scratch);
+    unsigned met = report_to_all(&f, f.tid);
+    int is_kept = met > PAGEWISE_MAX && f.from == LM_CHUNK_ABSENT;
+    if (is_kept)
+        lm__kept_drop_in(f.span);
+    struct ones ones = ones_for(r, false_span(r, &f, met, times), scratch);
     int are_there = ones_install(&ones);
     /* Others may have touched the same pages.  Now that these are there, no more will. */
     lm__waiters_await_entered();
     report_to_all(&f, 0);
+    if (is_kept && are_there) {
+        lm__kept_add(r, ones.span, f.tid);
+        lm__uffd_wake(f.span.addr, f.span.bytes);
+        return;
+    }
     lm__uffd_wake(f.span.addr, f.span.bytes);
-
     linger(times, took_ns);
     ones_take_back(&ones, are_there);
     lm_add_seq_cst(&r->failures_over, 1);

@@ -106,6 +106,7 @@ static void fork_prepare(void)
     pthread_mutex_lock(&g_pager.start_lock);
     lm__fill_fork_prepare(); /* no chunk is FILLING from here on */
     lm__waiters_fork_prepare();
+    lm__kept_fork_prepare();
     lm__workers_fork_prepare();
     lm__region_fork_prepare();
     lm__failure_fork_prepare();
@@ -118,6 +119,7 @@ static void fork_done(void)
     lm__failure_fork_done();
     lm__region_fork_done();
     lm__workers_fork_done();
+    lm__kept_fork_done();
     lm__waiters_fork_done();
     lm__fill_fork_done();
     pthread_mutex_unlock(&g_pager.start_lock);
@@ -143,6 +145,7 @@ static void fork_child(void)
         lm__region_fork_child();
     }
     fork_done();
+    lm__kept_drop_told(); /* whom it was kept for is not here */
 }
 
 /* When the library is loaded: workers can run, and be left behind, without handlers. */

@@ -141,6 +141,7 @@ void lm__scratch_give(struct lm__scratch *s)
 {
     s->will_block = NULL;
     s->toucher_tid = 0;
+    s->toucher_page = 0;
     s->is_cached_only = 0;
     block_free(s);
     for (int i = 0; i < SPARES; i++) {

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -347,6 +348,37 @@ class LazyArray(np.ndarray[Any, Any]):
             state = f"{resident} of {count} chunks resident"
         kind = "LazyArray" if self.flags.writeable else "LazyArray, read-only"
         return f"<{kind} {binding.info.name!r}: {self.shape} {self.dtype}, {state}>"
+
+
+def _reduction(name: str) -> Callable[..., Any]:
+    """Make a method that runs on the plain array.
+
+    numpy never lets go of the operands of a ufunc whose override raises.
+    """
+    method = getattr(np.ndarray, name)
+
+    @wraps(method)
+    def reduce(self: LazyArray, *args: Any, **kwargs: Any) -> Any:
+        return self._checked(lambda: method(np.asarray(self), *args, **kwargs))
+
+    return reduce
+
+
+for _name in [
+    "all",
+    "any",
+    "cumprod",
+    "cumsum",
+    "max",
+    "mean",
+    "min",
+    "prod",
+    "std",
+    "sum",
+    "trace",
+    "var",
+]:
+    setattr(LazyArray, _name, _reduction(_name))
 
 
 def _as_ndarray(x: Any) -> Any:

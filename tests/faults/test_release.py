@@ -154,3 +154,33 @@ def test_stores_collected_amid_faults_prefetch_and_verify_leave_nothing(
         assert [future.result(30) for future in futures] == [True] * 4
     gc.collect()
     wait_until(lambda: _engine.pager_stats()["regions_live"] == regions)
+
+
+CLOSED_PRODUCT = """
+import sys, numpy as np, lazymem as lm
+a = lm.open(sys.argv[1])["a"]
+b = lm.open(sys.argv[1])
+closed = b["a"]
+plain = np.asarray(closed)
+b.close()
+for product in (lambda: closed @ closed.T, lambda: plain @ plain.T):
+    try:
+        product()
+        (lambda: None)()
+        print("silence")
+    except lm.ClosedError:
+        print("closed")
+    assert closed.residency().chunks_resident == 0
+print(np.array_equal(a, np.load(sys.argv[2])))
+"""
+
+
+def test_a_product_of_matrices_in_a_closed_store_comes_to_its_end(
+    tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    """It needs each page many times: hours, if each time were a failure of its own."""
+    matrix = np.random.default_rng(1).random((1024, 1024), "f4")
+    np.save(tmp_path / "a.npy", matrix)
+    lm.save(tmp_path / "a.lzm", a=matrix)
+    done = run_python(CLOSED_PRODUCT, tmp_path / "a.lzm", tmp_path / "a.npy")
+    assert done.stdout.split() == ["closed", "closed", "True"], done.stderr

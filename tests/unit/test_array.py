@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import lazymem as lm
+from lazymem.testing import failing
 from tests.conftest import smooth
 
 CHUNK = 65536
@@ -386,3 +387,43 @@ def test_evict_of_what_may_have_been_written_is_refused(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="mode 'c'"):
                 store["a"].evict()
         assert store["a"][5] == -1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "all",
+        "any",
+        "cumprod",
+        "cumsum",
+        "max",
+        "mean",
+        "min",
+        "prod",
+        "std",
+        "sum",
+        "trace",
+        "var",
+    ],
+)
+def test_reductions_are_those_of_the_plain_array(a: lm.LazyArray, name: str) -> None:
+    small, plain = a[:4, :3], A[:4, :3]
+    for kwargs in ({}, {"axis": 0} if name != "trace" else {"offset": 2}):
+        result = getattr(small, name)(**kwargs)
+        right = getattr(plain, name)(**kwargs)
+        assert type(result) is type(right)
+        np.testing.assert_array_equal(result, right)
+        np.testing.assert_array_equal(getattr(np, name)(small, **kwargs), right)
+    out = np.empty_like(np.asarray(right))
+    assert getattr(small, name)(**kwargs, out=out) is out
+    np.testing.assert_array_equal(out, right)
+
+
+@pytest.mark.needs_uffd
+def test_a_reduction_that_fails_lets_the_array_go(path: Path) -> None:
+    regions = lm.open(path).stats().engine["regions_live"]
+    for name in ("sum", "mean", "std", "max", "any"):
+        with failing("read", 5), pytest.raises(lm.FillError):
+            getattr(lm.open(path)["a"], name)()
+    gc.collect()
+    assert lm.open(path).stats().engine["regions_live"] == regions
