@@ -65,7 +65,7 @@ int lm__thread_start(const struct lm__thread *thread);
 int32_t lm__thread_id(void);
 /* 1 also if it is gone, or if the system does not tell. */
 int lm__thread_is_asleep(int32_t tid);
-/* Let libc and the system have a stack ready for the next thread. */
+/* Let libc and the system have stacks ready for the next two threads. */
 void lm__thread_warm(void);
 
 /* Pause points: places where a test may hold a thread to force a race.  The hook is called
