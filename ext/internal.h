@@ -4,8 +4,9 @@
  * Layers (a file calls only what stands above it here; leaves serve all):
  *   leaves   error.c crc32c.c os.c align.h atomic.h check.h
  *   io.c     format.c     filter.c lz4join.c codec.c scratch.c     source.c     index.c
- *   store.c object.c block.c     chunks.c     uffd.c     failure.c interrupt.c     region.c
- *   waiters.c     kept.c     fill.c     ones.c     fault.c     workers.c     pager.c
+ *   store.c object.c block.c     chunks.c     keeper.c uffd.c     failure.c interrupt.c
+ *   region.c     waiters.c     kept.c     fill.c     ones.c     fault.c     workers.c
+ *   pager.c
  *   read.c prefetch.c evict.c writer.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
  *
@@ -13,8 +14,8 @@
  * decoding, or touching memory that a region serves.
  *   pager.c start_lock > fill.c gate (read: a fill in flight, write: fork)
  *     > workers.c lock > region.c map_lock > failure.c lock
- *   kept.c lock comes before region.c's.  Those of waiters.c, interrupt.c and a writer are
- *   leaves.
+ *   kept.c lock comes before region.c's.  Those of waiters.c, interrupt.c, uffd.c and a writer
+ *   are leaves.
  *
  * Threads          takes                         never
  *   handler        map_lock, failure lock        GIL, workers' lock, served memory
@@ -22,6 +23,7 @@
  *                                                user's arrays when packing), so handlers
  *                                                never wait for it
  *   reporter       failure lock, then, with none held, the GIL
+ *   keeper         none
  *   application    any, in the order above
  */
 #ifndef LM_INTERNAL_H
@@ -66,7 +68,7 @@ int lm__thread_start(const struct lm__thread *thread);
 int32_t lm__thread_id(void);
 /* 1 also if it is gone, or if the system does not tell. */
 int lm__thread_is_asleep(int32_t tid);
-/* Let libc and the system have a stack ready for the next thread. */
+/* Let libc and the system have stacks ready for the next two threads. */
 void lm__thread_warm(void);
 
 /* Pause points: places where a test may hold a thread to force a race.  The hook is called
@@ -352,6 +354,16 @@ void lm__chunks_abandon(struct lm__chunks *chunks, uint64_t idx);
 /* Every CLEAN chunk -> ABSENT, in one step. */
 void lm__chunks_forget_all(struct lm__chunks *chunks);
 
+/* ---- keeper.c -------------------------------------------------------------------------------- */
+
+/* Let a thread hold descriptor `fd` where the program can't close it. */
+void lm__keeper_start(int fd);
+void lm__keeper_stop(void);
+/* Wait until it holds it.  0: it does not, and won't: kernels before 5.9 can't. */
+int lm__keeper_await(void);
+/* Another number of the same file, or -1 for now.  One caller at a time. */
+int lm__keeper_fetch(void);
+
 /* ---- uffd.c ------------------------------------------------------------------------------------ */
 
 /* How an install ended.  See the table in uffd.c. */
@@ -367,7 +379,8 @@ void lm__uffd_stop(void);
 int lm__uffd_is_open(void);
 int lm__uffd_register(uintptr_t addr, size_t bytes);
 int lm__uffd_unregister(uintptr_t addr, size_t bytes); /* what nobody reads yet */
-/* Block for the next page fault.  0, or -errno when the descriptor is of no more use. */
+/* Block for the next page fault.  0, or -EBADF when the program has closed the descriptor and
+ * nobody has it. */
 int lm__uffd_read(struct lm__fault *out);
 /* 1 if a fault waits to be read.  Slow: for the fill that has failed. */
 int lm__uffd_has_events(void);
@@ -626,6 +639,9 @@ void lm__failure_fork_done(void);
 void lm__failure_fork_child(void);
 void lm__interrupt_fork_prepare(void);
 void lm__interrupt_fork_done(void);
+void lm__uffd_fork_prepare(void);
+void lm__uffd_fork_done(void);
+void lm__keeper_fork_child(void);
 void lm__workers_fork_prepare(void);
 void lm__workers_fork_done(void);
 void lm__workers_fork_child(void); /* the threads are gone, and the jobs they ran */

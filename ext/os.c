@@ -147,7 +147,10 @@ static void *end_at_once(void *arg) { return arg; }
 
 void lm__thread_warm(void)
 {
-    pthread_t id;
-    if (thread_create(&id, end_at_once, NULL) == 0)
-        pthread_join(id, NULL);
+    pthread_t ids[2]; /* at the same time: a stack for each thread that a start needs */
+    int count = 0;
+    while (count < 2 && thread_create(&ids[count], end_at_once, NULL) == 0)
+        count++;
+    while (count > 0)
+        pthread_join(ids[--count], NULL);
 }

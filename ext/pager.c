@@ -12,6 +12,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stdlib.h>
 
 #include "internal.h"
 
@@ -60,7 +61,7 @@ static void handler(void)
         int rc = lm__waiter_read(tid, &fault);
         lm_sub_acq_rel(&g_pager.readers, 1);
         if (rc != 0)
-            break;
+            abort(); /* nobody serves the memory: a crash is better than zeros */
         lm__fault_serve(&fault, &scratch);
         if (lm_load_relaxed(&g_pager.handlers) < g_pager.readers_wanted)
             handler_start();
@@ -96,6 +97,7 @@ static int start(void)
     rc = handler_start(); /* one is enough for the first fault; more follow it */
     if (rc != 0)
         lm__uffd_stop(); /* unread, it would let touches hang */
+    lm__keeper_await();  /* the program may close all it has at any time from here on */
     return rc;
 }
 
@@ -111,10 +113,12 @@ static void fork_prepare(void)
     lm__region_fork_prepare();
     lm__failure_fork_prepare();
     lm__interrupt_fork_prepare();
+    lm__uffd_fork_prepare();
 }
 
 static void fork_done(void)
 {
+    lm__uffd_fork_done();
     lm__interrupt_fork_done();
     lm__failure_fork_done();
     lm__region_fork_done();
@@ -134,6 +138,7 @@ static void fork_parent(void)
 /* The child has this thread alone, and mappings that are no longer registered. */
 static void fork_child(void)
 {
+    lm__keeper_fork_child();
     lm__fill_fork_child();
     lm__waiters_fork_child();
     lm__workers_fork_child();

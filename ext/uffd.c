@@ -14,7 +14,15 @@
  *   ENOENT                            VANISHED: unmapped, unregistered, or our own overrun
  *   ESRCH (old kernels ENOSPC)        EXITING: the process is going away
  *   ENOMEM                            NO_MEMORY
- *   EINVAL, EFAULT, anything else     REFUSED: our bug, or a mapping changed from outside
+ *   EBADF, ENOTTY                     the program has closed the descriptor, and its number may
+ *                                     be a stranger's: it is fetched from its keeper
+ *   EINVAL, EFAULT, anything else     REFUSED: our bug, or a mapping changed from outside, if
+ *                                     it is a userfaultfd that has answered
+ *
+ * read() of a number that is a stranger's would steal what is in there.  So whoever reads has
+ * had an answer of ioctl() since its last read; nearly always that was a COPY and a WAKE.
+ * What is left is a number that is closed and given away within the microseconds from one
+ * system call to the next; therefore it is not among the lowest, which are given away first.
  *
  * MOVE has reasons of its own to refuse (locked memory, a source that fork has shared), and
  * needs no verdict: what it has not moved is copied.
@@ -94,6 +102,9 @@ struct uffdio_poison {
 #define UFFDIO_MOVE         _IOWR(0xAA, 0x05, struct uffdio_move)
 #define UFFDIO_POISON       _IOWR(0xAA, 0x08, struct uffdio_poison)
 
+#define NUMBER_FROM                                                                    \
+    56 /* of the descriptor: rarely given away, and in a table of 64, the smallest */
+#define FETCH_TRIES 200 /* of 50 ms: descriptors can run out */
 #define EAGAIN_RETRIES                                                                 \
     2000 /* of 0.5 ms: far longer than any change of a mapping takes */
 
@@ -217,20 +228,43 @@ static _Atomic int g_uffd = -1; /* the process's */
 static _Atomic int g_mode;
 static _Atomic uint64_t g_features; /* offered */
 
+static int with_a_higher_number(int uffd)
+{
+    int higher = fcntl(uffd, F_DUPFD_CLOEXEC, NUMBER_FROM);
+    if (higher >= 0)
+        close(uffd);
+    return higher >= 0 ? higher : uffd;
+}
+
 int lm__uffd_start(void)
 {
     struct lm_uffd_info info;
     int uffd = uffd_open(&info);
     lm_store_relaxed(&g_mode, info.mode);
     lm_store_relaxed(&g_features, info.features);
-    lm_store_release(&g_uffd, uffd < 0 ? -1 : uffd);
-    return uffd < 0 ? uffd : 0;
+    if (uffd < 0)
+        return uffd;
+    uffd = with_a_higher_number(uffd);
+    lm__keeper_start(uffd);
+    lm_store_release(&g_uffd, uffd);
+    return 0;
+}
+
+/* Is it a userfaultfd?  Nobody waits for a page of the stack. */
+static int is_uffd(int fd)
+{
+    struct uffdio_range range = {lm__round_down((uintptr_t)&range, lm__page_bytes()),
+                                 lm__page_bytes()};
+    return ioctl(fd, UFFDIO_WAKE, &range) == 0;
 }
 
 void lm__uffd_stop(void)
 {
-    close(lm_load_relaxed(&g_uffd));
+    int uffd = lm_load_relaxed(&g_uffd);
+    if (is_uffd(uffd))
+        close(uffd);
     lm_store_release(&g_uffd, -1);
+    lm__keeper_stop();
 }
 
 int lm__uffd_is_open(void) { return lm_load_acquire(&g_uffd) >= 0; }
@@ -244,17 +278,88 @@ void lm_uffd_probe(struct lm_uffd_info *out)
         close(uffd);
 }
 
+/* ---- when the program has closed it ----------------------------------------------------------- */
+
+static pthread_mutex_t g_fetch_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* This thread has had an answer of the userfaultfd since it last read from it. */
+static _Thread_local int g_has_answered;
+
+static int fetch(void)
+{
+    const struct timespec pause = {.tv_nsec = 50000000};
+    for (int tries = 0; lm__keeper_await() && tries < FETCH_TRIES; tries++) {
+        if (tries > 0)
+            nanosleep(&pause, NULL);
+        int uffd = with_a_higher_number(lm__keeper_fetch());
+        if (is_uffd(uffd)) /* else it has been closed again */
+            return uffd;
+    }
+    return -1;
+}
+
+/* `uffd`, if it is one, else the number that it has from now on; -1: nobody has it. */
+static int find(int uffd)
+{
+    if (is_uffd(uffd))
+        return uffd;
+    pthread_mutex_lock(&g_fetch_lock);
+    uffd = lm_load_acquire(&g_uffd);
+    if (uffd >= 0 && !is_uffd(uffd)) {
+        uffd = fetch();
+        lm_store_release(&g_uffd, uffd);
+    }
+    pthread_mutex_unlock(&g_fetch_lock);
+    return uffd;
+}
+
+/* Only a userfaultfd has these answers to what is asked here. */
+static int is_of_uffd(int error)
+{
+    return error == EEXIST || error == EAGAIN || error == ENOENT || error == ENOMEM ||
+           error == ESRCH || error == ENOSPC || error == EBUSY;
+}
+
+/* ioctl() on the userfaultfd, wherever it is. */
+static int control(unsigned long request, void *arg)
+{
+    for (int is_first = 1;; is_first = 0) {
+        int uffd = lm_load_acquire(&g_uffd);
+        int rc = ioctl(uffd, request, arg), error = errno;
+        int is_lost = rc != 0 && !is_of_uffd(error) &&
+                      (is_first || error == EBADF || error == ENOTTY);
+        g_has_answered = 1;
+        if (!is_lost || find(uffd) < 0) {
+            errno = error;
+            return rc;
+        }
+    }
+}
+
+/* The number to read from. */
+static int number_to_read(void)
+{
+    int uffd = lm_load_acquire(&g_uffd);
+    if (!g_has_answered)
+        uffd = find(uffd);
+    g_has_answered = 0;
+    return uffd;
+}
+
+void lm__uffd_fork_prepare(void) { pthread_mutex_lock(&g_fetch_lock); }
+void lm__uffd_fork_done(void) { pthread_mutex_unlock(&g_fetch_lock); }
+
 int lm__uffd_register(uintptr_t addr, size_t bytes)
 {
     struct uffdio_register reg = {.range = {addr, bytes},
                                   .mode = UFFDIO_REGISTER_MODE_MISSING};
-    return ioctl(lm_load_acquire(&g_uffd), UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+    return control(UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
 
 int lm__uffd_unregister(uintptr_t addr, size_t bytes)
 {
     struct uffdio_range range = {addr, bytes};
-    return ioctl(lm_load_acquire(&g_uffd), UFFDIO_UNREGISTER, &range) < 0 ? -errno : 0;
+    return control(UFFDIO_UNREGISTER, &range) < 0 ? -errno : 0;
 }
 
 /* ---- events ------------------------------------------------------------------------------------ */
@@ -266,17 +371,18 @@ static struct {
 
 int lm__uffd_read(struct lm__fault *out)
 {
-    int uffd = lm_load_acquire(&g_uffd);
     for (;;) {
         struct uffd_msg msg;
+        int uffd = number_to_read();
+        if (uffd < 0)
+            return -EBADF;
         ssize_t got = read(uffd, &msg, sizeof msg);
         if (got == (ssize_t)sizeof msg && msg.event == UFFD_EVENT_PAGEFAULT) {
             lm_add_relaxed(&g_stats.events, 1);
             *out = (struct lm__fault){.addr = msg.address, .tid = (int32_t)msg.ptid};
             return 0;
         }
-        if (got < 0 && errno != EINTR && errno != EAGAIN)
-            return -errno;
+        /* Else a signal, another event, or a stranger's file: the next round tells. */
     }
 }
 
@@ -285,7 +391,7 @@ int lm__uffd_has_events(void)
     /* The kernel answers poll() on a non-blocking descriptor only.  A handler that begins to
      * read meanwhile gets EAGAIN, and tries again. */
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    int uffd = lm_load_acquire(&g_uffd);
+    int uffd = find(lm_load_acquire(&g_uffd));
     struct pollfd pfd = {.fd = uffd, .events = POLLIN};
     pthread_mutex_lock(&lock);
     int flags = fcntl(uffd, F_GETFL);
@@ -300,8 +406,7 @@ void lm__uffd_wake(uintptr_t addr, size_t bytes)
 {
     struct uffdio_range range = {addr, bytes};
     lm_add_relaxed(&g_stats.wakes, 1);
-    ioctl(lm_load_acquire(&g_uffd), UFFDIO_WAKE,
-          &range); /* fails only where nobody can be waiting */
+    control(UFFDIO_WAKE, &range); /* fails only where nobody can be waiting */
 }
 
 static int has_feature(uint64_t feature)
@@ -318,7 +423,7 @@ void lm__uffd_poison(uintptr_t addr, size_t bytes)
     struct uffdio_poison arg = {{addr, bytes}, UFFDIO_MODE_DONTWAKE, 0};
     lm_add_relaxed(&g_stats.poisons, 1);
     /* Where it fails the thread faults again, and it is tried again. */
-    ioctl(lm_load_acquire(&g_uffd), UFFDIO_POISON, &arg);
+    control(UFFDIO_POISON, &arg);
 }
 
 /* ---- installing ----------------------------------------------------------------------------------- */
@@ -336,7 +441,6 @@ struct range_left {
 static int install_once(const struct range_left *left, size_t bytes_max, size_t *done)
 {
     size_t bytes = left->bytes < bytes_max ? left->bytes : bytes_max;
-    int uffd = lm_load_acquire(&g_uffd);
     int rc, error = lm__injected(LM_INJECT_UFFD_COPY);
     int64_t installed;
     *done = 0;
@@ -346,12 +450,12 @@ static int install_once(const struct range_left *left, size_t bytes_max, size_t 
         struct uffdio_copy arg = {left->addr, (uintptr_t)left->src, bytes,
                                   UFFDIO_MODE_DONTWAKE, 0};
         lm_add_relaxed(&g_stats.copies, 1);
-        rc = ioctl(uffd, UFFDIO_COPY, &arg);
+        rc = control(UFFDIO_COPY, &arg);
         installed = arg.copy;
     } else {
         struct uffdio_zeropage arg = {{left->addr, bytes}, UFFDIO_MODE_DONTWAKE, 0};
         lm_add_relaxed(&g_stats.zeropages, 1);
-        rc = ioctl(uffd, UFFDIO_ZEROPAGE, &arg);
+        rc = control(UFFDIO_ZEROPAGE, &arg);
         installed = arg.zeropage;
     }
     error = rc < 0 ? errno : 0;
@@ -438,7 +542,7 @@ size_t lm__uffd_move(uintptr_t addr, void *src, size_t bytes)
 {
     struct uffdio_move arg = {addr, (uintptr_t)src, bytes, UFFDIO_MODE_DONTWAKE, 0};
     lm_add_relaxed(&g_stats.moves, 1);
-    ioctl(lm_load_acquire(&g_uffd), UFFDIO_MOVE, &arg);
+    control(UFFDIO_MOVE, &arg);
     return arg.move > 0 ? (size_t)arg.move : 0;
 }
 

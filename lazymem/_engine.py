@@ -79,6 +79,8 @@ _HINTS = {
     lib.LM_E_LOST_MAPPING: "something unmapped or remapped the array's memory",
     lib.LM_E_NO_HUGE_PAGES: "'lazymem doctor' shows the pools, and vm.nr_hugepages is "
     "the size of one; pages='auto' makes do with ordinary pages",
+    -errno_names.EBADF: "the program closed the store's descriptor; spare those that "
+    "are not yours, or open stores after closing them",
     -errno_names.EINTR: "a signal ended the wait; a later touch tries again",
     -errno_names.ENOMEM: "free memory, or raise what limits this process (ulimit -v, "
     "a memory cgroup, vm.overcommit_memory); a later touch tries again",
