@@ -66,8 +66,6 @@ struct lm__thread {
 /* Start a thread with all signals blocked, detached. */
 int lm__thread_start(const struct lm__thread *thread);
 int32_t lm__thread_id(void);
-/* 1 also if it is gone, or if the system does not tell. */
-int lm__thread_is_asleep(int32_t tid);
 /* Let libc and the system have stacks ready for the next two threads. */
 void lm__thread_warm(void);
 
@@ -379,10 +377,12 @@ void lm__uffd_stop(void);
 int lm__uffd_is_open(void);
 int lm__uffd_register(uintptr_t addr, size_t bytes);
 int lm__uffd_unregister(uintptr_t addr, size_t bytes); /* what nobody reads yet */
-/* Block for the next page fault.  0, or -EBADF when the program has closed the descriptor and
- * nobody has it. */
+/* Read the next page fault, waiting for it.  0, -EAGAIN if reads do not block, or -errno when
+ * the descriptor is of no more use. */
 int lm__uffd_read(struct lm__fault *out);
-/* 1 if a fault waits to be read.  Slow: for the fill that has failed. */
+void lm__uffd_read_no_more_blocks(void);
+void lm__uffd_await_events(void); /* where reads do not block */
+/* 1 if a fault waits to be read. */
 int lm__uffd_has_events(void);
 /* Install pages.  Pages already there stay.  Nobody is woken: that is for when the books are
  * in order. */
@@ -512,7 +512,7 @@ struct lm__waiter {
 
 struct lm__waiter lm__waiter_of(const struct lm__fault *fault);
 /* Read the next page fault and enter its thread.  0, or -errno as lm__uffd_read(). */
-int lm__waiter_read(int32_t own_tid, struct lm__fault *out);
+int lm__waiter_read(struct lm__fault *out);
 /* Wait, for a bounded time, until all faults that have happened are entered. */
 void lm__waiters_await_entered(void);
 int lm__waiter_take(struct lm__waiter w);     /* 0: somebody else has taken it */

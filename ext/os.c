@@ -134,15 +134,6 @@ int lm__thread_start(const struct lm__thread *thread)
 
 int32_t lm__thread_id(void) { return (int32_t)syscall(SYS_gettid); }
 
-int lm__thread_is_asleep(int32_t tid)
-{
-    char path[64], stat[128];
-    snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)tid);
-    const char *name_end =
-        read_line(path, stat, sizeof stat) ? strrchr(stat, ')') : NULL;
-    return !name_end || name_end[2] == 'S';
-}
-
 static void *end_at_once(void *arg) { return arg; }
 
 void lm__thread_warm(void)

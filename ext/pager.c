@@ -55,10 +55,9 @@ static void handler(void)
 {
     struct lm__scratch scratch = lm__scratch_take();
     struct lm__fault fault;
-    int32_t tid = lm__thread_id();
     scratch.will_block = handler_will_block;
     do {
-        int rc = lm__waiter_read(tid, &fault);
+        int rc = lm__waiter_read(&fault);
         lm_sub_acq_rel(&g_pager.readers, 1);
         if (rc != 0)
             abort(); /* nobody serves the memory: a crash is better than zeros */

@@ -104,6 +104,7 @@ struct uffdio_poison {
 
 #define NUMBER_FROM                                                                    \
     56 /* of the descriptor: rarely given away, and in a table of 64, the smallest */
+#define POLL_MS     1000
 #define FETCH_TRIES 200 /* of 50 ms: descriptors can run out */
 #define EAGAIN_RETRIES                                                                 \
     2000 /* of 0.5 ms: far longer than any change of a mapping takes */
@@ -382,23 +383,41 @@ int lm__uffd_read(struct lm__fault *out)
             *out = (struct lm__fault){.addr = msg.address, .tid = (int32_t)msg.ptid};
             return 0;
         }
+        if (got < 0 && errno == EAGAIN)
+            return -EAGAIN;
         /* Else a signal, another event, or a stranger's file: the next round tells. */
     }
+}
+
+static pthread_mutex_t g_flags_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void lm__uffd_read_no_more_blocks(void)
+{
+    int uffd = find(lm_load_acquire(&g_uffd));
+    pthread_mutex_lock(&g_flags_lock);
+    fcntl(uffd, F_SETFL, fcntl(uffd, F_GETFL) | O_NONBLOCK);
+    pthread_mutex_unlock(&g_flags_lock);
+}
+
+void lm__uffd_await_events(void)
+{
+    struct pollfd pfd = {.fd = find(lm_load_acquire(&g_uffd)), .events = POLLIN};
+    poll(&pfd, 1, POLL_MS); /* not for ever: it may be a stranger's by now ... */
+    g_has_answered = 0;     /* ... or become one meanwhile */
 }
 
 int lm__uffd_has_events(void)
 {
     /* The kernel answers poll() on a non-blocking descriptor only.  A handler that begins to
      * read meanwhile gets EAGAIN, and tries again. */
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     int uffd = find(lm_load_acquire(&g_uffd));
     struct pollfd pfd = {.fd = uffd, .events = POLLIN};
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&g_flags_lock);
     int flags = fcntl(uffd, F_GETFL);
     fcntl(uffd, F_SETFL, flags | O_NONBLOCK);
     poll(&pfd, 1, 0);
     fcntl(uffd, F_SETFL, flags);
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&g_flags_lock);
     return pfd.revents & POLLIN;
 }
 

@@ -15,6 +15,7 @@
  * the thread is woken and must come again: only one that does wait will.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <time.h>
 
 #include "internal.h"
@@ -33,7 +34,6 @@ static struct {
 } g_waiters[WAITERS_MAX];      /* under g_lock */
 static _Atomic size_t g_count; /* of waiters; written under it */
 static struct lm__waiter g_suspects[SUSPECTS_MAX];
-static _Atomic int32_t g_readers[READERS_MAX]; /* see reader_may_hold() */
 
 struct lm__waiter lm__waiter_of(const struct lm__fault *fault)
 {
@@ -129,44 +129,70 @@ int32_t lm__waiter_take_in(struct lm__span span, enum lm__waiter_kind kind)
 
 /* ---- reading events ----------------------------------------------------------------------- */
 
-static _Atomic int32_t *reader_begin(int32_t tid)
+/* As long as no fill has failed, readers just block in read().  From the first failure on they
+ * are careful: they read and enter in one step, under a lock.  What a reader may hold that was
+ * blocked by then is known but for the moment in which read() returns. */
+static _Atomic int g_is_careful;
+static pthread_mutex_t g_read_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Of those who block in read(): 1 meanwhile, -1 with an event in the hand. */
+static _Atomic int g_readers[READERS_MAX];
+
+static _Atomic int *reader_begin(void)
 {
     for (size_t i = 0;; i = (i + 1) % READERS_MAX) {
-        int32_t nobody = 0;
-        if (lm_cas_acq_rel(&g_readers[i], &nobody, tid))
+        int nobody = 0;
+        if (lm_cas_acq_rel(&g_readers[i], &nobody, 1))
             return &g_readers[i];
     }
 }
 
-int lm__waiter_read(int32_t own_tid, struct lm__fault *out)
+static int read_and_enter(struct lm__fault *out, _Atomic int *reader)
 {
     const struct timespec pause = {.tv_nsec = 100000};
-    _Atomic int32_t *reader = reader_begin(own_tid);
     int rc = lm__uffd_read(out);
-    lm_store_seq_cst(reader, -own_tid);
-    lm__pause("event read");
+    if (reader)
+        lm_store_seq_cst(reader, -1);
+    if (rc == 0)
+        lm__pause("event read");
     while (rc == 0 && !add(lm__waiter_of(out)))
         nanosleep(&pause, NULL);
-    lm_store_seq_cst(reader, 0);
     return rc;
 }
 
-/* A reader's word is its tid while it is in read(), and on its way out; -tid when it has an
- * event in its hand.  In read() it is asleep, unless it is about to return. */
-static int reader_may_hold(_Atomic int32_t *reader)
+int lm__waiter_read(struct lm__fault *out)
 {
-    int32_t tid = lm_load_seq_cst(reader);
-    return tid < 0 || (tid > 0 && !lm__thread_is_asleep(tid));
+    int rc;
+    do {
+        if (lm_load_seq_cst(&g_is_careful)) {
+            lm__uffd_await_events();
+            pthread_mutex_lock(&g_read_lock);
+            rc = read_and_enter(out, NULL);
+            pthread_mutex_unlock(&g_read_lock);
+        } else {
+            _Atomic int *reader = reader_begin();
+            rc = read_and_enter(out, reader);
+            lm_store_seq_cst(reader, 0);
+        }
+    } while (rc == -EAGAIN); /* another reader was faster, or all are careful by now */
+    return rc;
 }
 
 void lm__waiters_await_entered(void)
 {
     const struct timespec pause = {.tv_nsec = 50000};
-    int tries = 0;
+    int tries = 0, are_blocked = 0;
+    lm__uffd_read_no_more_blocks();
+    lm_store_seq_cst(&g_is_careful, 1);
     while (lm__uffd_has_events() && tries++ < ENTER_TRIES)
         nanosleep(&pause, NULL);
+    pthread_mutex_lock(&g_read_lock);
+    pthread_mutex_unlock(&g_read_lock);
     for (size_t i = 0; i < READERS_MAX; i++)
-        while (reader_may_hold(&g_readers[i]) && tries++ < ENTER_TRIES)
+        are_blocked |= lm_load_seq_cst(&g_readers[i]) != 0;
+    if (are_blocked)
+        nanosleep(&pause, NULL);
+    for (size_t i = 0; i < READERS_MAX; i++)
+        while (lm_load_seq_cst(&g_readers[i]) < 0 && tries++ < ENTER_TRIES)
             nanosleep(&pause, NULL);
 }
 
@@ -245,5 +271,8 @@ void lm__waiters_fork_child(void)
     lm_store_relaxed(&g_count, 0);
     for (size_t i = 0; i < READERS_MAX; i++)
         lm_store_relaxed(&g_readers[i], 0);
+    static const pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    g_read_lock = fresh;
+    lm_store_relaxed(&g_is_careful, 0);
     memset(g_suspects, 0, sizeof g_suspects);
 }
