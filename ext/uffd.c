@@ -21,8 +21,8 @@
  *
  * read() of a number that is a stranger's would steal what is in there.  So whoever reads has
  * had an answer of ioctl() since its last read; nearly always that was a COPY and a WAKE.
- * What is left is a number that is closed and given away within the microseconds from one
- * system call to the next; therefore it is not among the lowest, which are given away first.
+ * What is left is a number that is closed and given away while a handler is on its way from
+ * the one to the other; therefore it is not among the lowest, which are given away first.
  *
  * MOVE has reasons of its own to refuse (locked memory, a source that fork has shared), and
  * needs no verdict: what it has not moved is copied.
