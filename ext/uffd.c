@@ -228,10 +228,18 @@ static _Atomic int g_uffd = -1; /* the process's */
 static _Atomic int g_mode;
 static _Atomic uint64_t g_features; /* offered */
 
+/* Is it a userfaultfd?  Nobody waits for a page of the stack. */
+static int is_uffd(int fd)
+{
+    struct uffdio_range range = {lm__round_down((uintptr_t)&range, lm__page_bytes()),
+                                 lm__page_bytes()};
+    return ioctl(fd, UFFDIO_WAKE, &range) == 0;
+}
+
 static int with_a_higher_number(int uffd)
 {
     int higher = fcntl(uffd, F_DUPFD_CLOEXEC, NUMBER_FROM);
-    if (higher >= 0)
+    if (higher >= 0 && is_uffd(uffd)) /* else it is a stranger's by now */
         close(uffd);
     return higher >= 0 ? higher : uffd;
 }
@@ -248,14 +256,6 @@ int lm__uffd_start(void)
     lm__keeper_start(uffd);
     lm_store_release(&g_uffd, uffd);
     return 0;
-}
-
-/* Is it a userfaultfd?  Nobody waits for a page of the stack. */
-static int is_uffd(int fd)
-{
-    struct uffdio_range range = {lm__round_down((uintptr_t)&range, lm__page_bytes()),
-                                 lm__page_bytes()};
-    return ioctl(fd, UFFDIO_WAKE, &range) == 0;
 }
 
 void lm__uffd_stop(void)
