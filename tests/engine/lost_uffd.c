@@ -201,11 +201,12 @@ static void *prefetch(void *unused)
     return NULL;
 }
 
-/* Close it if it is open: a thread may be about to fetch it. */
+/* Close it if it is open, and not under the lower number that it has for a moment: the engine,
+ * too, is about to close that. */
 static int try_close(void)
 {
     char target[64];
-    for (int fd = 3; fd < 128; fd++) {
+    for (int fd = 56; fd < 128; fd++) {
         char link[64];
         snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
         ssize_t length = readlink(link, target, sizeof target - 1);
