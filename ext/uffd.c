@@ -21,8 +21,8 @@
  *
  * read() of a number that is a stranger's would steal what is in there.  So whoever reads has
  * had an answer of ioctl() since its last read; nearly always that was a COPY and a WAKE.
- * What is left is a number that is closed and given away within the microseconds from one
- * system call to the next; therefore it is not among the lowest, which are given away first.
+ * What is left is a number that is closed and given away while a handler is on its way from
+ * the one to the other; therefore it is not among the lowest, which are given away first.
  *
  * MOVE has reasons of its own to refuse (locked memory, a source that fork has shared), and
  * needs no verdict: what it has not moved is copied.
@@ -229,10 +229,18 @@ static _Atomic int g_uffd = -1; /* the process's */
 static _Atomic int g_mode;
 static _Atomic uint64_t g_features; /* offered */
 
+/* Is it a userfaultfd?  Nobody waits for a page of the stack. */
+static int is_uffd(int fd)
+{
+    struct uffdio_range range = {lm__round_down((uintptr_t)&range, lm__page_bytes()),
+                                 lm__page_bytes()};
+    return ioctl(fd, UFFDIO_WAKE, &range) == 0;
+}
+
 static int with_a_higher_number(int uffd)
 {
     int higher = fcntl(uffd, F_DUPFD_CLOEXEC, NUMBER_FROM);
-    if (higher >= 0)
+    if (higher >= 0 && is_uffd(uffd)) /* else it is a stranger's by now */
         close(uffd);
     return higher >= 0 ? higher : uffd;
 }
@@ -249,14 +257,6 @@ int lm__uffd_start(void)
     lm__keeper_start(uffd);
     lm_store_release(&g_uffd, uffd);
     return 0;
-}
-
-/* Is it a userfaultfd?  Nobody waits for a page of the stack. */
-static int is_uffd(int fd)
-{
-    struct uffdio_range range = {lm__round_down((uintptr_t)&range, lm__page_bytes()),
-                                 lm__page_bytes()};
-    return ioctl(fd, UFFDIO_WAKE, &range) == 0;
 }
 
 void lm__uffd_stop(void)
