@@ -110,7 +110,7 @@ static void test_hostile_entries(void)
                                           lm_crc32c(0, &cases[i], sizeof good)};
         struct lm_error err;
         struct lm__scratch scratch = lm__scratch_take();
-        uint8_t *out;
+        uint8_t *out = NULL; /* in the scratch */
         uint64_t stored_bytes = 0;
         lm_object *object;
         CHECK_CALL(lm_object_open(&store, &spec, &object, &err), err);
