@@ -355,9 +355,10 @@ void lm__chunks_forget_all(struct lm__chunks *chunks);
 /* ---- keeper.c -------------------------------------------------------------------------------- */
 
 /* Let a thread hold descriptor `fd` where the program can't close it. */
-void lm__keeper_start(int fd);
+void lm__keeper_prepare(int fd);
+void lm__keeper_start(void); /* if it is prepared, and not yet started */
 void lm__keeper_stop(void);
-/* Wait until it holds it.  0: it does not, and won't: kernels before 5.9 can't. */
+/* Wait until it holds it, if it was started.  0: it does not, and won't: kernels before 5.9 can't. */
 int lm__keeper_await(void);
 /* Another number of the same file, or -1 for now.  One caller at a time. */
 int lm__keeper_fetch(void);

@@ -22,6 +22,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -33,7 +34,7 @@
 #define CLOSE_RANGE_UNSHARE 2u
 #endif
 
-enum keeper_state { NONE, STARTING, KEEPING, LEAVING };
+enum keeper_state { NONE, PREPARED, STARTING, KEEPING, LEAVING };
 
 static struct {
     _Atomic int state;
@@ -99,31 +100,40 @@ static void keeper(void)
     lm_store_release(&g_keeper.state, NONE);
 }
 
-void lm__keeper_start(int fd)
+void lm__keeper_prepare(int fd)
 {
-    static const struct lm__thread thread = {keeper, "lazymem-keep"};
     sem_init(&g_keeper.wake, 0, 0);
     sem_init(&g_keeper.answered, 0, 0);
     lm_store_release(&g_keeper.fd, fd);
-    lm_store_release(&g_keeper.state, STARTING);
-    if (lm__thread_start(&thread) != 0)
+    lm_store_release(&g_keeper.state, PREPARED);
+}
+
+void lm__keeper_start(void)
+{
+    static const struct lm__thread thread = {keeper, "lazymem-keep"};
+    int prepared = PREPARED;
+    if (lm_cas_acq_rel(&g_keeper.state, &prepared, STARTING) &&
+        lm__thread_start(&thread) != 0)
         lm_store_release(&g_keeper.state, NONE);
 }
 
 int lm__keeper_await(void)
 {
+    const struct timespec pause = {.tv_nsec = 20000};
     while (lm_load_acquire(&g_keeper.state) == STARTING)
-        sched_yield();
+        nanosleep(&pause, NULL);
     return lm_load_acquire(&g_keeper.state) == KEEPING;
 }
 
 void lm__keeper_stop(void)
 {
-    int keeping = KEEPING;
+    int prepared = PREPARED, keeping = KEEPING;
+    lm_cas_acq_rel(&g_keeper.state, &prepared, NONE);
     if (lm__keeper_await() && lm_cas_acq_rel(&g_keeper.state, &keeping, LEAVING))
         sem_post(&g_keeper.wake);
+    const struct timespec pause = {.tv_nsec = 20000};
     while (lm_load_acquire(&g_keeper.state) != NONE)
-        sched_yield();
+        nanosleep(&pause, NULL);
 }
 
 void lm__keeper_fork_child(void) { lm_store_relaxed(&g_keeper.state, NONE); }

@@ -69,17 +69,29 @@ static void handler(void)
     lm__scratch_give(&scratch);
 }
 
-static int handler_start(void)
+/* It also starts the keeper: who opens a store is not to wait for that. */
+static void first_handler(void)
 {
-    static const struct lm__thread thread = {handler, "lazymem-fault"};
+    lm__keeper_start();
+    handler();
+}
+
+static int handler_start_as(const struct lm__thread *thread)
+{
     lm_add_seq_cst(&g_pager.handlers, 1);
     lm_add_seq_cst(&g_pager.readers, 1);
-    int rc = lm__thread_start(&thread);
+    int rc = lm__thread_start(thread);
     if (rc != 0) {
         lm_sub_acq_rel(&g_pager.readers, 1);
         lm_sub_acq_rel(&g_pager.handlers, 1);
     }
     return rc;
+}
+
+static int handler_start(void)
+{
+    static const struct lm__thread thread = {handler, "lazymem-fault"};
+    return handler_start_as(&thread);
 }
 
 /* Open the userfaultfd and start the threads, in a new process or in a forked one. */
@@ -93,10 +105,11 @@ static int start(void)
     g_pager.readers_wanted = (int)lm__cores();
     if (g_pager.readers_wanted > HANDLERS_MAX / 2)
         g_pager.readers_wanted = HANDLERS_MAX / 2;
-    rc = handler_start(); /* one is enough for the first fault; more follow it */
+    static const struct lm__thread first = {first_handler, "lazymem-fault"};
+    rc = handler_start_as(
+        &first); /* one is enough for the first fault; more follow it */
     if (rc != 0)
         lm__uffd_stop(); /* unread, it would let touches hang */
-    lm__keeper_await();  /* the program may close all it has at any time from here on */
     return rc;
 }
 
@@ -149,6 +162,8 @@ static void fork_child(void)
         lm__region_fork_child();
     }
     fork_done();
+    lm__keeper_start(); /* a daemon's next step is to close all that it has */
+    lm__keeper_await();
     lm__kept_drop_told(); /* whom it was kept for is not here */
 }
 

@@ -254,7 +254,7 @@ int lm__uffd_start(void)
     if (uffd < 0)
         return uffd;
     uffd = with_a_higher_number(uffd);
-    lm__keeper_start(uffd);
+    lm__keeper_prepare(uffd);
     lm_store_release(&g_uffd, uffd);
     return 0;
 }

@@ -25,7 +25,12 @@ static void check_all(void)
     CHECK_EQ(lm_failure_take(test_tid(), NULL), 0);
 }
 
-static void open_region(void) { CHECK_EQ(test_region_open(&g_store, &g_region), 0); }
+static void open_region(void)
+{
+    CHECK_EQ(test_region_open(&g_store, &g_region), 0);
+    lm__keeper_start();
+    lm__keeper_await();
+}
 
 /* TSan would call it a race, which it is: the tests are about that. */
 static int close_unseen(int fd) { return (int)syscall(SYS_close, fd); }
@@ -309,6 +314,7 @@ int main(void)
                               .level = 1};
     if (lm_pager_start() != 0)
         return test_skip("no userfaultfd");
+    lm__keeper_start();
     if (!lm__keeper_await())
         return test_skip("no close_range()");
     if (test_store_make(&g_store, enc, 31) != 0)
