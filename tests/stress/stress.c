@@ -11,7 +11,8 @@
  * (S1) A touch gives the right byte, or 0xFF and an error: left for the thread or, where
  *      another thread's failed touch put the byte there, in the region's count of failures.
  * (S2) A touch after the release is an error.
- * (S3) Errors have a cause: LM_E_CLOSED a release, all others an injection a short while ago.
+ * (S3) Errors have a cause: LM_E_CLOSED a release, all others an injection a short while ago,
+ *      or, in a child, a huge page that the parent took back.
  * (S4) A forked child begins with no failure under way, and all this holds in it as well.
  * (S5) Nobody hangs (watchdog.h), and nothing is left at the end (leaks.h).
  */
@@ -302,7 +303,8 @@ static void touches_end(struct thread *t, const struct touches *b)
     if (b->was_released && !has_error && !has_failed) /* (S2) */
         fail(t, "object %d: a released region was read without an error",
              b->handle->thing);
-    if (has_error && !(err.code == LM_E_CLOSED && lm_load_seq_cst(&r->lost)))
+    int lost = lm_load_seq_cst(&r->lost);
+    if (has_error && !(lost && err.code == lost))
         check_cause(t, &err, "touch"); /* (S3) */
     lm_add_relaxed(&g_unheard, b->false_bytes > 0 && !has_error);
 }
