@@ -130,8 +130,8 @@ int main(void)
         return TEST_SKIP;
     lm_region_close(g_region);
     CHECK(sem_init(&g_second_entered, 0, 0) == 0 && sem_init(&g_gone_on, 0, 0) == 0);
+    test_an_event_not_yet_entered_is_waited_for(); /* before any fill has failed */
     test_an_event_in_a_handlers_hand_is_heard_of_once();
-    test_an_event_not_yet_entered_is_waited_for();
     test_written_pages_outlive_failures();
     test_store_close(&g_store);
     return TEST_OK;
