@@ -461,9 +461,9 @@ def open(
     """
     if mode not in ("r", "c"):
         raise ValueError(f"mode must be 'r' or 'c', not {mode!r}")
-    if on_error not in _engine.ON_ERROR:
+    if on_error not in tuple(_engine.ON_ERROR):
         raise ValueError(f"on_error must be 'raise' or 'sigbus', not {on_error!r}")
-    if pages != "auto" and pages not in _engine.PAGE_BYTES:
+    if pages not in (*_engine.PAGE_BYTES, "auto"):
         raise ValueError(f"pages must be '2M', '1G', 'auto' or None, not {pages!r}")
     return Store(os.fspath(path), mode, on_error, pages)
 
