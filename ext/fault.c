@@ -12,6 +12,8 @@
 
 #include "internal.h"
 
+#define SKIP_BYTES ((size_t)4 << 20) /* takes a few milliseconds */
+
 static struct lm_error failure_of(const lm_region *r, uint64_t chunk_idx, int code,
                                   const char *what)
 {
@@ -62,7 +64,19 @@ static void serve_unclaimed(lm_region *r, uint64_t chunk_idx,
     lm__ones_serve(r, failed, scratch);
 }
 
-/* The thread is to end its operation, and not to wait for the chunk. */
+/* The number of chunks from `first` on, up to SKIP_BYTES of them, that the caller has claimed
+ * now: nobody has filled them, nor begun to. */
+static uint64_t claim_absent(lm_region *r, uint64_t first)
+{
+    uint64_t most = SKIP_BYTES >> r->chunk_shift, left = r->chunks.count - first, n = 0;
+    while (n < most && n < left &&
+           lm__chunks_claim(&r->chunks, first + n, LM_CHUNK_ABSENT) > 0)
+        n++;
+    return n;
+}
+
+/* The thread is to end its operation, and not to wait for the chunk.  It can't stop before it
+ * has read all that it wants, so it is given the chunks that follow, too. */
 static void serve_interrupted(lm_region *r, uint64_t chunk_idx,
                               const struct lm__fault *fault, enum lm__chunk_state from,
                               struct lm__scratch *scratch)
@@ -70,12 +84,17 @@ static void serve_interrupted(lm_region *r, uint64_t chunk_idx,
     lm__fill_will_block(scratch);
     struct lm_error cause = failure_of(r, chunk_idx, -EINTR, "wait for the chunk");
     struct lm__failed failed = lm__failed_fault(r, chunk_idx, fault);
+    uint64_t more = from == LM_CHUNK_ABSENT ? claim_absent(r, chunk_idx + 1) : 0;
     failed.cause = &cause;
     failed.from = from;
     failed.is_interrupt = 1;
+    for (uint64_t i = 1; i <= more; i++)
+        failed.span.bytes += lm__region_span(r, chunk_idx + i).bytes;
     if (from == LM_CHUNK_FILLING) /* by another thread; others may well wait on */
         failed.span = (struct lm__span){failed.page, lm__region_page_bytes(r)};
     lm__ones_serve(r, failed, scratch);
+    for (uint64_t i = 1; i <= more; i++)
+        lm__fill_abandon(r, chunk_idx + i);
 }
 
 /* A chunk that another thread is filling, which finds the waiter when it is done. */

@@ -541,9 +541,13 @@ void lm__suspect_end(struct lm__waiter w);
 
 /* How many failures a thread has met in one operation, with this one. */
 unsigned lm__kept_count(int32_t tid);
-/* False bytes of an ABSENT chunk, or one that is about to be, stay for thread `tid`. */
-void lm__kept_add(lm_region *region, struct lm__span span, int32_t tid);
-/* Drop what is kept in a span, of which the caller has claimed the chunks. */
+/* False bytes of ABSENT chunks, or such as are about to be, stay for thread `tid`, and older
+ * ones go until `bytes_max` are left. */
+enum lm__kept_bytes { LM_KEPT_AT_FIRST = 16 << 20, LM_KEPT_MOST = 64 << 20 };
+void lm__kept_add(lm_region *region, struct lm__span span, int32_t tid,
+                  enum lm__kept_bytes bytes_max);
+/* Drop what is kept in a span, of which the caller has claimed the chunks; and what was added
+ * with it. */
 void lm__kept_drop_in(struct lm__span span);
 /* Drop what is kept for threads that have had their error. */
 void lm__kept_drop_told(void);

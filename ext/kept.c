@@ -4,11 +4,12 @@
  * An operation can need the same pages again and again: a product of matrices would fail at
  * each touch, and take hours to end, were its pages dropped after each failure.  So a thread
  * that meets a lot of damage keeps what it was given, until its error is taken, or, if it is a
- * thread of BLAS or OpenMP that no error reaches, the main thread's.
+ * thread of BLAS or OpenMP that no error reaches, the main thread's.  And one that Ctrl-C has
+ * sent on is given as much at a time as it can cross quickly.
  *
  * (K1) A chunk that is kept is ABSENT.  Whoever claims it drops its pages first, so they are
  *      never taken for data that is there already.
- * (K2) What is kept takes KEPT_BYTES_MAX at most: the oldest goes first.
+ * (K2) What is kept is bounded: the oldest goes first.
  */
 #define _GNU_SOURCE
 #include <time.h>
@@ -16,9 +17,8 @@
 
 #include "internal.h"
 
-#define KEPT_BYTES_MAX ((size_t)64 << 20)
-#define KEPT_MAX       1024
-#define PAUSE_S        2 /* without a failure: the next one is another operation's */
+#define KEPT_MAX 1024
+#define PAUSE_S  2 /* without a failure: the next one is another operation's */
 
 struct kept {
     lm_region *region; /* with a reference */
@@ -79,11 +79,12 @@ static void remove_locked(size_t i)
     lm__region_drop(k.region);
 }
 
-void lm__kept_add(lm_region *r, struct lm__span span, int32_t tid)
+void lm__kept_add(lm_region *r, struct lm__span span, int32_t tid,
+                  enum lm__kept_bytes bytes_max)
 {
     pthread_mutex_lock(&g_lock);
     while (lm_load_relaxed(&g_count) > 0 && (lm_load_relaxed(&g_count) == KEPT_MAX ||
-                                             g_bytes + span.bytes > KEPT_BYTES_MAX))
+                                             g_bytes + span.bytes > (size_t)bytes_max))
         remove_locked(0);
     lm_region_retain(r);
     g_kept[lm_load_relaxed(&g_count)] = (struct kept){r, span, tid};
@@ -98,7 +99,8 @@ void lm__kept_drop_in(struct lm__span span)
         return;
     pthread_mutex_lock(&g_lock);
     for (size_t i = lm_load_relaxed(&g_count); i-- > 0;)
-        if (g_kept[i].span.addr - span.addr < span.bytes)
+        if (g_kept[i].span.addr < span.addr + span.bytes &&
+            span.addr < g_kept[i].span.addr + g_kept[i].span.bytes)
             remove_locked(i);
     pthread_mutex_unlock(&g_lock);
 }

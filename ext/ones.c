@@ -198,7 +198,7 @@ void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scrat
         return;
     lm__region_keep_error(r, f.cause);
     unsigned met = report_to_all(&f, f.tid);
-    int is_kept = met > PAGEWISE_MAX && f.from == LM_CHUNK_ABSENT;
+    int is_kept = (met > PAGEWISE_MAX || f.is_interrupt) && f.from == LM_CHUNK_ABSENT;
     if (is_kept)
         lm__kept_drop_in(f.span);
     struct ones ones = ones_for(r, false_span(r, &f, met, times), scratch);
@@ -207,7 +207,8 @@ void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scrat
     lm__waiters_await_entered();
     report_to_all(&f, 0);
     if (is_kept && are_there) {
-        lm__kept_add(r, ones.span, f.tid);
+        lm__kept_add(r, ones.span, f.tid,
+                     met > PAGEWISE_MAX ? LM_KEPT_MOST : LM_KEPT_AT_FIRST);
         lm__uffd_wake(f.span.addr, f.span.bytes);
         return;
     }
