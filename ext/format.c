@@ -131,6 +131,19 @@ int lm__entry_is_zero(const struct lm__entry *e)
     return all_zero((const uint8_t *)e, sizeof *e);
 }
 
+struct lm__entry lm__entry_of_root(const struct lm_root *root)
+{
+    return (struct lm__entry){.offset = root->offset,
+                              .stored_bytes = root->bytes,
+                              .crc = root->crc,
+                              .codec = (uint8_t)root->kind};
+}
+
+struct lm_root lm__root_of(const struct lm__entry *e)
+{
+    return (struct lm_root){e->offset, e->stored_bytes, e->crc, e->codec};
+}
+
 unsigned lm__index_depth(uint64_t chunks)
 {
     unsigned depth = 1;

@@ -83,7 +83,7 @@ static int may_keep(struct lm__index *index, const struct lm__source *source,
 {
     uint64_t bytes = node->count * sizeof node->entries[0];
     return lm_add_relaxed(&index->kept_bytes, bytes) <
-           source->end_offset + KEPT_BYTES_MIN;
+           lm_load_acquire(&source->end_offset) + KEPT_BYTES_MIN;
 }
 
 int lm__index_lookup(struct lm__index *index, struct lm__source *source,

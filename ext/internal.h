@@ -4,7 +4,8 @@
  * Layers (a file calls only what stands above it here; leaves serve all):
  *   leaves   error.c crc32c.c os.c align.h atomic.h check.h
  *   io.c     format.c     filter.c lz4join.c codec.c scratch.c     source.c     index.c
- *   store.c object.c block.c     chunks.c     keeper.c uffd.c     failure.c interrupt.c
+ *   store.c object.c block.c     encode.c append.c     chunks.c     keeper.c uffd.c
+ *   failure.c interrupt.c
  *   region.c     waiters.c     kept.c     fill.c     ones.c     fault.c     workers.c
  *   pager.c
  *   read.c prefetch.c evict.c writer.c     python.c
@@ -148,6 +149,8 @@ void lm__record_encode(const struct lm__record *rec, uint8_t *out);
 int lm__record_decode(const uint8_t *in, uint64_t offset, const uint8_t *store_id,
                       struct lm__record *rec, struct lm_error *err);
 int lm__entry_is_zero(const struct lm__entry *e);
+struct lm__entry lm__entry_of_root(const struct lm_root *root);
+struct lm_root lm__root_of(const struct lm__entry *e);
 /* The depth of an index of `chunks` chunks, and how many entries page `page_idx` of level
  * `level` has (a leaf is level 1). */
 unsigned lm__index_depth(uint64_t chunks);
@@ -236,8 +239,8 @@ void lm__zstd_free(struct lm__scratch *s);
 /* Where stored bytes come from: today, a file. */
 struct lm__source {
     int fd;
-    uint64_t end_offset;    /* nothing of the committed state lies at or behind this */
-    _Atomic int is_failing; /* the last read did */
+    _Atomic uint64_t end_offset; /* nothing to be read lies at or behind this */
+    _Atomic int is_failing;      /* the last read did */
 };
 
 /* Read the bytes that `e` describes into buf and check them.  `what` names them in errors. */
@@ -267,21 +270,38 @@ void lm__index_fini(struct lm__index *index);
 
 struct lm_store {
     _Atomic uint32_t refs;
-    struct lm__source source; /* fixed after open, as all below */
-    struct lm__record record;
+    int is_writable; /* fixed after open */
+    struct lm__source source;
+    uint64_t file_bytes;
+    struct lm__record
+        record; /* the last; of a store that is written to, the writer's */
+};
+
+/* What an object's chunks are read from: an index, and the file that it is in. */
+struct lm__base {
+    _Atomic uint32_t refs;
+    lm_store *store;
+    struct lm__index index;
 };
 
 struct lm_object {
     _Atomic uint32_t refs;
-    lm_store *store; /* fixed after open, as all below but the index's pages */
-    struct lm_object_spec spec;
+    struct lm_object_spec
+        spec; /* fixed after open, but for the root, which `base` has */
     uint64_t chunks;
     unsigned chunk_shift;
-    struct lm__index index;
+    pthread_mutex_t lock;
+    struct lm__base *base; /* under lock; never NULL */
 };
 
 void lm__store_retain(lm_store *store);
+struct lm_commit lm__commit_of(const struct lm__record *rec, uint64_t file_bytes);
 void lm__object_retain(lm_object *object);
+/* What the object is read from now, with a reference. */
+struct lm__base *lm__object_base(lm_object *object);
+void lm__base_drop(struct lm__base *base);
+/* Read the object from another index from now on.  0 or -ENOMEM. */
+int lm__object_rebase(lm_object *object, lm_store *store, const struct lm_root *root);
 /* Bytes of chunk `chunk_idx`, decoded: chunk_bytes, or less for the last one. */
 size_t lm__object_chunk_bytes(const lm_object *object, uint64_t chunk_idx);
 
@@ -351,6 +371,92 @@ int lm__chunks_publish(struct lm__chunks *chunks, uint64_t idx);
 void lm__chunks_abandon(struct lm__chunks *chunks, uint64_t idx);
 /* Every CLEAN chunk -> ABSENT, in one step. */
 void lm__chunks_forget_all(struct lm__chunks *chunks);
+
+/* ---- encode.c ----------------------------------------------------------------------------- */
+
+int lm__is_zero(const uint8_t *p, size_t bytes);
+int lm__encoding_is_sound(const struct lm_encoding *enc);
+/* Encode one chunk into `dst` of at least `bytes`.  e->offset is left to the caller; all of *e
+ * is zero for a zero chunk. */
+int lm__encode(const struct lm_encoding *enc, const uint8_t *src, size_t bytes,
+               struct lm__scratch *scratch, uint8_t *dst, struct lm__entry *e);
+
+/* ---- append.c ----------------------------------------------------------------------------- */
+
+enum {
+    LM_RING_SLOTS = 16,     /* chunks encoded ahead of the one that is appended */
+    LM_REPEATS_SLOTS = 4096 /* payloads remembered, to store a repeated chunk once */
+};
+
+struct lm__ring_slot {
+    int is_ready, is_unchanged;
+    uint64_t chunk;
+    struct lm__entry entry; /* all but the offset; all zero for a zero chunk */
+    uint8_t *bytes;
+    size_t capacity;
+};
+
+/* What has become of a chunk; NOTHING: it was said to be unchanged. */
+enum lm__appended {
+    LM_APPENDED_NOTHING,
+    LM_APPENDED_ZERO,
+    LM_APPENDED_REPEAT,
+    LM_APPENDED_PAYLOAD
+};
+/* Called in the order of the steps, by one thread at a time. */
+typedef int (*lm__appended_fn)(void *context, uint64_t chunk, const struct lm__entry *e,
+                               enum lm__appended how, struct lm_error *err);
+
+struct lm_writer {
+    lm_store *store; /* that is appended to; NULL: a new file, which is the writer's */
+    int fd;
+    struct lm__record
+        last; /* of a new file, nothing but the store id is set at first */
+    pthread_mutex_t lock;
+    pthread_cond_t moved;          /* the ring has, or the writer has failed */
+    uint64_t tail;                 /* under lock or appending, as all below */
+    uint64_t kept_tail;            /* what lies before is not cut off after an error */
+    uint64_t steps, steps_flushed; /* of the current job */
+    lm__appended_fn appended;
+    void *context;
+    int is_appending;
+    struct lm_error error; /* code 0: none */
+    struct lm__ring_slot ring[LM_RING_SLOTS];
+    struct lm__entry repeats[LM_REPEATS_SLOTS];
+    uint8_t *compare; /* a stored payload, read back */
+    size_t compare_capacity;
+};
+
+/* 0, or why the writer can't go on: an error, or a job that was given up half-way. */
+int lm__append_check(lm_writer *w, struct lm_error *err);
+/* (A3), for what went wrong outside a job. */
+int lm__append_fail(lm_writer *w, struct lm_error cause, struct lm_error *err);
+/* What was appended so far is whole, and can be read in the writer's store. */
+void lm__append_keep(lm_writer *w);
+/* Before something new is begun: let a store that has failed go on.  Nothing else is under
+ * way. */
+void lm__append_recover(lm_writer *w);
+/* Append bytes, and set offset and length in *e. */
+int lm__append(lm_writer *w, const void *bytes, size_t count, struct lm__entry *e,
+               struct lm_error *err);
+/* Append a plain index page, packed where that is worth it, and set all of *e. */
+int lm__append_page(lm_writer *w, const struct lm__entry *entries, uint32_t count,
+                    struct lm__entry *e, struct lm_error *err);
+
+/* A job whose steps each append one chunk. */
+void lm__append_begin(lm_writer *w, uint64_t steps, lm__appended_fn appended,
+                      void *context);
+/* Steps first wait, holding no buffer, and then append. */
+int lm__append_wait_for_room(lm_writer *w, uint64_t step_idx, struct lm_error *err);
+struct lm__chunk_bytes {
+    uint64_t chunk; /* comes back in appended() */
+    const struct lm_encoding *enc;
+    const uint8_t *bytes; /* NULL: it is unchanged */
+    size_t count;
+};
+int lm__append_step(lm_writer *w, uint64_t step_idx,
+                    const struct lm__chunk_bytes *chunk, struct lm__scratch *scratch,
+                    struct lm_error *err);
 
 /* ---- keeper.c -------------------------------------------------------------------------------- */
 

@@ -32,6 +32,7 @@ enum lm_code {
     LM_E_CANCELLED = -20013,     /* the job was cancelled */
     LM_E_DANGLING = -20014,      /* a touch of memory whose array no longer exists */
     LM_E_NO_HUGE_PAGES = -20015, /* the system's pool has too few of them */
+    LM_E_LOCKED = -20016,        /* another writer has the file open */
 };
 
 /* What went wrong and where.  A field that does not apply is all ones. */
@@ -104,6 +105,16 @@ void lm_job_close(lm_job *job, enum lm_job_end how);
 
 typedef struct lm_store lm_store;
 
+/* Where the root page of an object's index is.  All zero: every chunk is zero. */
+struct lm_root {
+    uint64_t offset;
+    uint32_t bytes;
+    uint32_t crc;
+    int32_t kind; /* enum lm_page_kind */
+};
+
+enum lm_page_kind { LM_PAGE_PLAIN = 0, LM_PAGE_PATCH = 3 }; /* see FORMAT.md */
+
 struct lm_commit {
     uint8_t store_id[16];
     uint64_t offset;          /* of the commit record */
@@ -117,6 +128,13 @@ struct lm_commit {
 
 int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
                   struct lm_error *err);
+/* The same for a store that lm_writer_open() is to append to.  There is one at a time: else
+ * LM_E_LOCKED.  What an interrupted commit has left at the end is cut off. */
+int lm_store_open_write(const char *path, lm_store **out, struct lm_commit *commit,
+                        struct lm_error *err);
+/* An earlier state of the same file, whose commit record is at `record_offset`. */
+int lm_store_open_at(lm_store *store, uint64_t record_offset, lm_store **out,
+                     struct lm_commit *commit, struct lm_error *err);
 /* Decode the manifest (JSON, UTF-8) into `buf` of commit->manifest_bytes. */
 int lm_store_manifest(lm_store *store, char *buf, struct lm_error *err);
 /* Drop the caller's reference; open objects keep the file open. */
@@ -131,9 +149,7 @@ struct lm_object_spec {
     uint64_t object_bytes;
     uint32_t chunk_bytes;
     uint32_t shuffle_width;
-    uint64_t index_offset; /* 0: every chunk is zero */
-    uint32_t index_bytes;
-    uint32_t index_crc;
+    struct lm_root root;
 };
 
 /* Reads nothing from the file. */
@@ -275,9 +291,7 @@ typedef struct lm_writer lm_writer;
 typedef struct lm_writer_object lm_writer_object;
 
 struct lm_written {
-    uint64_t index_offset;
-    uint32_t index_bytes;
-    uint32_t index_crc;
+    struct lm_root root;
     uint64_t stored_bytes; /* payloads; a repeated chunk counts once */
     uint64_t chunks_total;
     uint64_t chunks_zero;
@@ -286,6 +300,10 @@ struct lm_written {
 
 /* Create `path`, which must not exist, and write the superblock. */
 int lm_writer_create(const char *path, lm_writer **out, struct lm_error *err);
+/* Append to a store that was opened by lm_store_open_write(); it stays open meanwhile.  What is
+ * appended can be read at once, by lm_object_open() in `store`, and is there for others, and
+ * after a crash, with the next commit. */
+int lm_writer_open(lm_store *store, lm_writer **out, struct lm_error *err);
 int lm_writer_begin(lm_writer *writer, const struct lm_encoding *enc,
                     lm_writer_object **out, struct lm_error *err);
 /* Encode and append bytes [offset, offset + nbytes) of the object.  Offsets ascend; bytes
@@ -298,7 +316,7 @@ int lm_writer_end(lm_writer_object *object, struct lm_written *out,
                   struct lm_error *err);
 /* Append manifest and commit record; on return both are on the disk. */
 int lm_writer_commit(lm_writer *writer, const char *manifest, uint64_t manifest_bytes,
-                     uint64_t *file_bytes, struct lm_error *err);
+                     struct lm_commit *commit, struct lm_error *err);
 /* Close the file.  Its name is the caller's to rename or remove. */
 void lm_writer_close(lm_writer *writer);
 /* Make the names in the folder of `path` durable. */

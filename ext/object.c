@@ -8,6 +8,32 @@
 
 #include "internal.h"
 
+/* ---- what chunks are read from ---------------------------------------------------------------- */
+
+static struct lm__base *base_new(lm_store *store, uint64_t chunks,
+                                 const struct lm_root *root)
+{
+    struct lm__base *base = calloc(1, sizeof *base);
+    if (!base)
+        return NULL;
+    base->refs = 1;
+    base->store = store;
+    base->index.chunks = chunks;
+    base->index.depth = lm__index_depth(chunks);
+    base->index.root = lm__entry_of_root(root);
+    lm__store_retain(store);
+    return base;
+}
+
+void lm__base_drop(struct lm__base *base)
+{
+    if (lm_sub_acq_rel(&base->refs, 1) != 1)
+        return;
+    lm__index_fini(&base->index);
+    lm_store_close(base->store);
+    free(base);
+}
+
 /* ---- lifetime --------------------------------------------------------------------------------- */
 
 int lm_object_open(lm_store *store, const struct lm_object_spec *spec, lm_object **out,
@@ -21,22 +47,19 @@ int lm_object_open(lm_store *store, const struct lm_object_spec *spec, lm_object
         spec->object_bytes > INT64_MAX || spec->shuffle_width > spec->chunk_bytes)
         return lm__fail(err, cause);
     lm_object *o = calloc(1, sizeof *o);
-    if (!o) {
+    if (o) {
+        o->refs = 1;
+        o->spec = *spec;
+        o->chunk_shift = lm__log2(spec->chunk_bytes);
+        o->chunks = lm__div_up(spec->object_bytes, spec->chunk_bytes);
+        o->base = base_new(store, o->chunks, &spec->root);
+    }
+    if (!o || !o->base) {
+        free(o);
         cause.code = -ENOMEM;
         return lm__fail(err, cause);
     }
-    o->refs = 1;
-    o->store = store;
-    o->spec = *spec;
-    o->chunk_shift = lm__log2(spec->chunk_bytes);
-    o->chunks = lm__div_up(spec->object_bytes, spec->chunk_bytes);
-    o->index.chunks = o->chunks;
-    o->index.depth = lm__index_depth(o->chunks);
-    if (spec->index_offset != 0)
-        o->index.root = (struct lm__entry){.offset = spec->index_offset,
-                                           .stored_bytes = spec->index_bytes,
-                                           .crc = spec->index_crc};
-    lm__store_retain(store);
+    pthread_mutex_init(&o->lock, NULL);
     *out = o;
     return 0;
 }
@@ -47,9 +70,31 @@ void lm_object_close(lm_object *o)
 {
     if (lm_sub_acq_rel(&o->refs, 1) != 1)
         return;
-    lm__index_fini(&o->index);
-    lm_store_close(o->store);
+    lm__base_drop(o->base);
+    pthread_mutex_destroy(&o->lock);
     free(o);
+}
+
+struct lm__base *lm__object_base(lm_object *o)
+{
+    pthread_mutex_lock(&o->lock);
+    struct lm__base *base = o->base;
+    lm_add_relaxed(&base->refs, 1);
+    pthread_mutex_unlock(&o->lock);
+    return base;
+}
+
+int lm__object_rebase(lm_object *o, lm_store *store, const struct lm_root *root)
+{
+    struct lm__base *fresh = base_new(store, o->chunks, root);
+    if (!fresh)
+        return -ENOMEM;
+    pthread_mutex_lock(&o->lock);
+    struct lm__base *old = o->base;
+    o->base = fresh;
+    pthread_mutex_unlock(&o->lock);
+    lm__base_drop(old);
+    return 0;
 }
 
 /* ---- chunks ------------------------------------------------------------------------------------- */
@@ -94,12 +139,14 @@ static struct way way_of(const struct lm__entry *e, struct lm__scratch *s, uint8
     return way;
 }
 
-static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
-                  uint8_t **out, uint64_t *stored_bytes, struct lm_error *err)
+static int decode(lm_object *o, struct lm__base *base, uint64_t chunk_idx,
+                  struct lm__scratch *s, uint8_t **out, uint64_t *stored_bytes,
+                  struct lm_error *err)
 {
     size_t bytes = lm__object_chunk_bytes(o, chunk_idx);
+    struct lm__source *source = &base->store->source;
     struct lm__entry e;
-    int rc = lm__index_lookup(&o->index, &o->store->source, chunk_idx, s, &e, err);
+    int rc = lm__index_lookup(&base->index, source, chunk_idx, s, &e, err);
     if (rc != 0)
         return rc;
     if (lm__entry_is_zero(&e))
@@ -117,7 +164,7 @@ static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
         return lm__fail(err, cause);
     }
     struct way way = way_of(&e, s, *out);
-    rc = lm__source_read(&o->store->source, &e, "payload", s, way.stored, err);
+    rc = lm__source_read(source, &e, "payload", s, way.stored, err);
     if (rc != 0)
         return rc;
     *stored_bytes += e.stored_bytes;
@@ -143,7 +190,9 @@ static int decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
 int lm__object_decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
                       uint8_t **out, uint64_t *stored_bytes, struct lm_error *err)
 {
-    int rc = decode(o, chunk_idx, s, out, stored_bytes, err);
+    struct lm__base *base = lm__object_base(o);
+    int rc = decode(o, base, chunk_idx, s, out, stored_bytes, err);
+    lm__base_drop(base);
     if (rc < 0 && err) {
         err->tag = o->spec.tag;
         err->chunk_idx = chunk_idx;
@@ -154,6 +203,9 @@ int lm__object_decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,
 int lm__object_is_zero(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s)
 {
     struct lm__entry e;
-    int rc = lm__index_lookup(&o->index, &o->store->source, chunk_idx, s, &e, NULL);
+    struct lm__base *base = lm__object_base(o);
+    int rc =
+        lm__index_lookup(&base->index, &base->store->source, chunk_idx, s, &e, NULL);
+    lm__base_drop(base);
     return rc != 0 ? rc : lm__entry_is_zero(&e);
 }

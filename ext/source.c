@@ -16,9 +16,10 @@ int lm__source_read(struct lm__source *source, const struct lm__entry *e,
 {
     struct lm_error cause = lm__error(LM_E_FORMAT, what);
     cause.offset = e->offset;
-    if (e->offset < LM_SUPERBLOCK_BYTES || e->offset > source->end_offset ||
-        e->stored_bytes > source->end_offset - e->offset) {
-        cause.expected = source->end_offset;
+    uint64_t end_offset = lm_load_acquire(&source->end_offset);
+    if (e->offset < LM_SUPERBLOCK_BYTES || e->offset > end_offset ||
+        e->stored_bytes > end_offset - e->offset) {
+        cause.expected = end_offset;
         cause.found = e->offset + e->stored_bytes;
         return lm__fail(err, cause);
     }

@@ -4,15 +4,20 @@
  * Opening costs three small reads whatever the file holds.  Only a torn tail (a commit that
  * was interrupted) makes it search, backwards from the end.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "internal.h"
 
 #define SCAN_BYTES (1u << 20)   /* read at once while searching: to be fast */
 #define HINT_BYTES (128u << 10) /* a few pages of index, or a first chunk */
+#define OPEN_TRIES 100          /* while others replace the file */
 
 static int record_read(int fd, uint64_t offset, const uint8_t *store_id,
                        struct lm__record *rec, struct lm_error *err)
@@ -106,48 +111,146 @@ static void hint_if_cold(int fd, uint64_t file_bytes)
         lm__io_will_need(fd, file_bytes - HINT_BYTES, HINT_BYTES);
 }
 
-int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
-                  struct lm_error *err)
+/* ---- who has the file open --------------------------------------------------------------- */
+
+/* A writer is alone (flock).  A reader marks the state that it reads, so that nobody takes its
+ * space away: a lock of one byte, far behind any file's end, that belongs to the open file
+ * (F_OFD_SETLK).  Where the file system has no locks nobody prunes either. */
+#define READ_MARKS   ((uint64_t)1 << 62) /* and the offset of the commit record */
+#define PRUNING_MARK (READ_MARKS - 1)
+
+static int mark(int fd, int command, short type, uint64_t offset)
 {
-    uint64_t file_bytes;
-    lm_store *s = calloc(1, sizeof *s);
-    int rc = -ENOMEM;
-    if (!s)
-        return lm__fail(err, lm__error(rc, "store"));
-    rc = lm__io_open(path, O_RDONLY | O_NONBLOCK, 0); /* a FIFO is no reason to wait */
-    if (rc < 0) {
-        lm__fail(err, lm__error(rc, "file"));
-        goto free_store;
+    struct flock lock = {
+        .l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
+    int rc;
+    do
+        rc = fcntl(fd, command, &lock);
+    while (rc < 0 && errno == EINTR);
+    return rc < 0 ? -errno : 0;
+}
+
+/* Nobody prunes from here to read_marks_end(). */
+static void marks_begin(int fd) { mark(fd, F_OFD_SETLKW, F_RDLCK, PRUNING_MARK); }
+static void marks_end(int fd) { mark(fd, F_OFD_SETLK, F_UNLCK, PRUNING_MARK); }
+
+static void mark_read(const lm_store *s)
+{
+    mark(s->source.fd, F_OFD_SETLK, F_RDLCK, READ_MARKS + s->record.offset);
+}
+
+/* 0, LM_E_LOCKED, or an error.  1: the name is another file's by now. */
+static int lock_for_writing(int fd, const char *path)
+{
+    struct stat file, named;
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+        return errno == EWOULDBLOCK ? LM_E_LOCKED : -errno;
+    if (fstat(fd, &file) < 0)
+        return -errno;
+    return stat(path, &named) < 0 || named.st_ino != file.st_ino ||
+           named.st_dev != file.st_dev;
+}
+
+static int open_for_writing(const char *path)
+{
+    for (int tries = 0; tries < OPEN_TRIES; tries++) {
+        int fd = lm__io_open(path, O_RDWR | O_NONBLOCK, 0);
+        int rc = fd < 0 ? fd : lock_for_writing(fd, path);
+        if (rc == 0)
+            return fd;
+        if (fd >= 0)
+            close(fd);
+        if (rc < 0)
+            return rc;
     }
-    s->source.fd = rc;
-    rc = lm__io_file_bytes(s->source.fd, &file_bytes);
+    return LM_E_LOCKED;
+}
+
+/* ---- opening -------------------------------------------------------------------------------- */
+
+struct lm_commit lm__commit_of(const struct lm__record *rec, uint64_t file_bytes)
+{
+    struct lm_commit commit = {
+        .offset = rec->offset,
+        .sequence = rec->sequence,
+        .previous_offset = rec->previous_offset,
+        .time_ns = rec->time_ns,
+        .manifest_bytes = rec->manifest_bytes,
+        .file_bytes = file_bytes,
+        .torn_bytes = file_bytes - rec->offset - LM_RECORD_BYTES,
+    };
+    memcpy(commit.store_id, rec->store_id, 16);
+    return commit;
+}
+
+/* Takes `fd`, or the error that opening it has given.  record_offset 0: the last. */
+static int store_new(int fd, uint64_t record_offset, const uint8_t *store_id,
+                     lm_store **out, struct lm_error *err)
+{
+    lm_store *s = calloc(1, sizeof *s);
+    int rc = fd < 0 ? fd : s ? 0 : -ENOMEM;
+    if (rc == 0)
+        rc = lm__io_file_bytes(fd, &s->file_bytes);
     if (rc != 0) {
         lm__fail(err, lm__error(rc, "file"));
         goto close_fd;
     }
-    hint_if_cold(s->source.fd, file_bytes);
-    rc = store_read_head(s, file_bytes, err);
+    s->refs = 1;
+    s->source.fd = fd;
+    marks_begin(fd);
+    if (record_offset) {
+        rc = record_read(fd, record_offset, store_id, &s->record, err);
+    } else {
+        hint_if_cold(fd, s->file_bytes);
+        rc = store_read_head(s, s->file_bytes, err);
+    }
+    if (rc == 0)
+        mark_read(s);
+    marks_end(fd);
     if (rc != 0)
         goto close_fd;
-    s->source.end_offset = s->record.offset;
-    s->refs = 1;
-    *commit = (struct lm_commit){
-        .offset = s->record.offset,
-        .sequence = s->record.sequence,
-        .previous_offset = s->record.previous_offset,
-        .time_ns = s->record.time_ns,
-        .manifest_bytes = s->record.manifest_bytes,
-        .file_bytes = file_bytes,
-        .torn_bytes = file_bytes - s->record.offset - LM_RECORD_BYTES,
-    };
-    memcpy(commit->store_id, s->record.store_id, 16);
+    lm_store_relaxed(&s->source.end_offset, s->record.offset);
     *out = s;
     return 0;
 
 close_fd:
-    close(s->source.fd);
-free_store:
     free(s);
+    if (fd >= 0)
+        close(fd);
+    return rc;
+}
+
+int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
+                  struct lm_error *err)
+{
+    /* A FIFO is no reason to wait. */
+    int fd = lm__io_open(path, O_RDONLY | O_NONBLOCK, 0);
+    int rc = store_new(fd, 0, NULL, out, err);
+    if (rc == 0)
+        *commit = lm__commit_of(&(*out)->record, (*out)->file_bytes);
+    return rc;
+}
+
+int lm_store_open_write(const char *path, lm_store **out, struct lm_commit *commit,
+                        struct lm_error *err)
+{
+    int rc = store_new(open_for_writing(path), 0, NULL, out, err);
+    if (rc != 0)
+        return rc;
+    (*out)->is_writable = 1;
+    *commit = lm__commit_of(&(*out)->record, (*out)->file_bytes);
+    return 0;
+}
+
+int lm_store_open_at(lm_store *store, uint64_t record_offset, lm_store **out,
+                     struct lm_commit *commit, struct lm_error *err)
+{
+    char path[32]; /* the same file, whatever has its name by now */
+    snprintf(path, sizeof path, "/proc/self/fd/%d", store->source.fd);
+    int rc = store_new(lm__io_open(path, O_RDONLY | O_NONBLOCK, 0), record_offset,
+                       store->record.store_id, out, err);
+    if (rc == 0)
+        *commit = lm__commit_of(&(*out)->record, (*out)->file_bytes);
     return rc;
 }
 

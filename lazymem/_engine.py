@@ -27,6 +27,7 @@ from lazymem.errors import (
     FormatError,
     HugePagesError,
     LazyMemError,
+    LockError,
     NotAStoreError,
     UnsupportedKernelError,
 )
@@ -39,6 +40,7 @@ PAGE_BYTES = {None: 0, "2M": 2 << 20, "1G": 1 << 30}
 ON_ERROR = {"raise": lib.LM_ON_ERROR_RAISE, "sigbus": lib.LM_ON_ERROR_SIGBUS}
 CHUNK_BYTES_MIN = int(lib.LM_CHUNK_BYTES_MIN)
 CHUNK_BYTES_MAX = int(lib.LM_CHUNK_BYTES_MAX)
+PAGE_PLAIN, PAGE_PATCH = int(lib.LM_PAGE_PLAIN), int(lib.LM_PAGE_PATCH)
 _NONE = 2**64 - 1
 
 # cffi makes a function, and lays a type out, when it is first used: here, and not when
@@ -79,6 +81,7 @@ _HINTS = {
     lib.LM_E_LOST_MAPPING: "something unmapped or remapped the array's memory",
     lib.LM_E_NO_HUGE_PAGES: "'lazymem doctor' shows the pools, and vm.nr_hugepages is "
     "the size of one; pages='auto' makes do with ordinary pages",
+    lib.LM_E_LOCKED: "open it for reading, or wait until the other has closed it",
     -errno_names.EBADF: "the program closed the store's descriptor; spare those that "
     "are not yours, or open stores after closing them",
     -errno_names.EINTR: "a signal ended the wait; a later touch tries again",
@@ -94,6 +97,7 @@ _CLASSES: dict[int, type[LazyMemError]] = {
     lib.LM_E_NO_UFFD: UnsupportedKernelError,
     lib.LM_E_NO_HUGE_PAGES: HugePagesError,
     lib.LM_E_LOST_MAPPING: FillError,
+    lib.LM_E_LOCKED: LockError,
     lib.LM_E_MAGIC: NotAStoreError,
     lib.LM_E_VERSION: NotAStoreError,
     lib.LM_E_FORMAT: FormatError,
@@ -338,14 +342,13 @@ class ObjectHandle:
         nbytes: int,
         chunk_bytes: int,
         shuffle: int,
-        index: tuple[int, int, int] | None,
+        index: tuple[int, int, int, int] | None,
     ) -> None:
         self.path, self.name = store.path, name
         self.nbytes, self.chunk_bytes = nbytes, chunk_bytes
         self.region: weakref.ref[RegionHandle] | None = None
         tag = next(_next_tag)
-        offset, stored, crc = index or (0, 0, 0)
-        fields = (tag, nbytes, chunk_bytes, shuffle, offset, stored, crc)
+        fields = (tag, nbytes, chunk_bytes, shuffle, index or (0, 0, 0, 0))
         spec = ffi.new(_OBJECT_SPEC, fields)
         out, error = ffi.new(_OBJECT_OUT), _new_error()
         code = lib.lm_object_open(store.pointer, spec, out, error)
@@ -484,6 +487,12 @@ def encoding(
     return ffi.new("struct lm_encoding *", fields)
 
 
+def root(raw: Any) -> tuple[int, int, int, int] | None:
+    """Return a ``struct lm_root`` as a tuple; None if all is zero."""
+    fields = (int(raw.offset), int(raw.bytes), int(raw.crc), int(raw.kind))
+    return fields if fields[0] else None
+
+
 def encoded_bytes(enc: Any, chunk: Any) -> int:
     """Return how many bytes a chunk takes when stored."""
     out = ffi.new("uint64_t *")
@@ -532,10 +541,10 @@ class WriterHandle:
 
     def commit(self, manifest: bytes) -> int:
         """Make the file durable; returns its length in bytes."""
-        out, error = ffi.new("uint64_t *"), _new_error()
+        out, error = ffi.new(_COMMIT), _new_error()
         code = lib.lm_writer_commit(self._pointer, manifest, len(manifest), out, error)
         self._check(code, error)
-        return int(out[0])
+        return int(out.file_bytes)
 
     def close(self) -> None:
         """Close the file."""

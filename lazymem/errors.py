@@ -20,8 +20,11 @@ __all__ = [
     "FormatError",
     "LazyMemError",
     "LazyMemWarning",
+    "LockError",
     "NotAStoreError",
     "ObjectNotFoundError",
+    "SnapshotNotFoundError",
+    "UnsavedChangesError",
     "UnsupportedKernelError",
 ]
 
@@ -116,6 +119,18 @@ class HugePagesError(LazyMemError, MemoryError):
 
 class ObjectNotFoundError(LazyMemError, KeyError):
     """The store has no object of that name."""
+
+
+class LockError(LazyMemError, OSError):
+    """Another writer has the store open."""
+
+
+class SnapshotNotFoundError(LazyMemError, KeyError):
+    """The store has no snapshot of that name."""
+
+
+class UnsavedChangesError(LazyMemError, ValueError):
+    """Changes that no snapshot holds would be lost."""
 
 
 class LazyMemWarning(RuntimeWarning):

@@ -15,7 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from lazymem._engine import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CODECS
+from lazymem._engine import (
+    CHUNK_BYTES_MAX,
+    CHUNK_BYTES_MIN,
+    CODECS,
+    PAGE_PATCH,
+    PAGE_PLAIN,
+)
 from lazymem._version import __version__
 from lazymem.errors import FormatError
 
@@ -43,8 +49,8 @@ class ObjectInfo:
     """Level of the codec."""
     shuffle: int
     """Element width of the byte shuffle in bytes; 0 for none."""
-    index: tuple[int, int, int] | None
-    """Offset, length and checksum of the root index page; None: all zero."""
+    index: tuple[int, int, int, int] | None
+    """Offset, length, checksum and kind of the root index page; None: all zero."""
     stored_bytes: int
     """Bytes of the compressed chunks."""
     attrs: Mapping[str, Any]
@@ -70,7 +76,7 @@ class ObjectInfo:
             "codec": self.codec,
             "level": self.level,
             "shuffle": self.shuffle,
-            "index": list(self.index) if self.index else None,
+            "index": _index_to_json(self.index),
             "stored_bytes": self.stored_bytes,
             "attrs": dict(self.attrs),
         }
@@ -212,13 +218,22 @@ def _one_of(value: Any, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _index(value: Any) -> tuple[int, int, int] | None:
+def _index(value: Any) -> tuple[int, int, int, int] | None:
     if value is None:
         return None
-    offset, stored_bytes, crc = (_integer(n) for n in value)
-    if offset == 0 or stored_bytes >= 2**32 or crc >= 2**32:
+    offset, stored_bytes, crc, *kinds = (_integer(n) for n in value)
+    if offset == 0 or stored_bytes >= 2**32 or crc >= 2**32 or len(kinds) > 1:
         raise ValueError(f"{value!r} is no index")
-    return offset, stored_bytes, crc
+    kind = kinds[0] if kinds else PAGE_PLAIN
+    if kind not in (PAGE_PLAIN, PAGE_PATCH):
+        raise ValueError(f"{value!r} is an index of another kind")
+    return offset, stored_bytes, crc, kind
+
+
+def _index_to_json(index: tuple[int, int, int, int] | None) -> list[int] | None:
+    if index is None:
+        return None
+    return list(index if index[3] != PAGE_PLAIN else index[:3])
 
 
 def _mapping(value: Any) -> dict[str, Any]:

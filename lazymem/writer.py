@@ -119,10 +119,9 @@ class ObjectWriter:
             return self._info
         handle, self._handle = self._begin(None), None
         written = self._writer._handle.end(handle)
-        index = (written.index_offset, written.index_bytes, written.index_crc)
         return replace(
             self._info,
-            index=index if written.index_offset else None,
+            index=_engine.root(written.root),
             stored_bytes=int(written.stored_bytes),
         )
 

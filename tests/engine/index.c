@@ -19,7 +19,6 @@ static int test_depth(uint64_t chunks, unsigned depth)
     lm_writer *writer;
     lm_writer_object *object;
     lm_job *job;
-    uint64_t file_bytes;
     if (test_codecs() != 0)
         return test_skip("no lz4 and zstd");
     t.path = test_path("store.lzm");
@@ -44,11 +43,11 @@ static int test_depth(uint64_t chunks, unsigned depth)
         test_finish(job);
     }
     CHECK_CALL(lm_writer_end(object, &t.written, &err), err);
-    CHECK_CALL(lm_writer_commit(writer, "{}", 2, &file_bytes, &err), err);
+    CHECK_CALL(lm_writer_commit(writer, "{}", 2, NULL, &err), err);
     lm_writer_close(writer);
 
     test_store_open(&t);
-    CHECK_EQ(t.object->index.depth, depth);
+    CHECK_EQ(t.object->base->index.depth, depth);
     for (uint64_t i = 0; i < count; i++) {
         struct lm__entry e = test_entry(&t, written[i]);
         uint64_t first_word = 0;

@@ -101,13 +101,13 @@ static void test_hostile_entries(void)
         lm_store store = {.refs = 1,
                           .source = {.fd = open(path, O_RDONLY | O_CLOEXEC),
                                      .end_offset = 64 + CHUNK_BYTES + 24}};
-        struct lm_object_spec spec = {.object_bytes = CHUNK_BYTES,
-                                      .chunk_bytes = CHUNK_BYTES,
-                                      .shuffle_width = 4,
-                                      .index_offset = 64 + CHUNK_BYTES,
-                                      .index_bytes = 24,
-                                      .index_crc =
-                                          lm_crc32c(0, &cases[i], sizeof good)};
+        struct lm_object_spec spec = {
+            .object_bytes = CHUNK_BYTES,
+            .chunk_bytes = CHUNK_BYTES,
+            .shuffle_width = 4,
+            .root = {.offset = 64 + CHUNK_BYTES,
+                     .bytes = 24,
+                     .crc = lm_crc32c(0, &cases[i], sizeof good)}};
         struct lm_error err;
         struct lm__scratch scratch = lm__scratch_take();
         uint8_t *out = NULL; /* in the scratch */
