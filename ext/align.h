@@ -35,6 +35,13 @@ static inline unsigned lm__log2(uint64_t power_of_two)
 #error "lazymem runs on little-endian machines"
 #endif
 
+static inline uint16_t lm__get16(const void *p)
+{
+    uint16_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
 static inline uint32_t lm__get32(const void *p)
 {
     uint32_t v;
@@ -49,6 +56,7 @@ static inline uint64_t lm__get64(const void *p)
     return v;
 }
 
+static inline void lm__put16(void *p, uint16_t v) { memcpy(p, &v, sizeof v); }
 static inline void lm__put32(void *p, uint32_t v) { memcpy(p, &v, sizeof v); }
 static inline void lm__put64(void *p, uint64_t v) { memcpy(p, &v, sizeof v); }
 

@@ -84,20 +84,24 @@ int lm__append(lm_writer *w, const void *bytes, size_t count, struct lm__entry *
     return 0;
 }
 
+size_t lm__page_pack(const struct lm__entry *entries, uint32_t count, void *packed,
+                     const void **stored)
+{
+    size_t bytes = count * sizeof entries[0];
+    struct lm__plain plain = {.bytes = (const uint8_t *)entries, .count = bytes};
+    const struct lm__codec *lz4 = lm__codec(LM_CODEC_LZ4);
+    size_t worth = bytes - (bytes >> PAGE_GAIN_MIN_SHIFT);
+    int64_t n = lz4 ? lz4->encode(NULL, &plain, 1, packed, worth) : -1;
+    *stored = n > 0 ? packed : entries;
+    return n > 0 ? (size_t)n : bytes;
+}
+
 int lm__append_page(lm_writer *w, const struct lm__entry *entries, uint32_t count,
                     struct lm__entry *e, struct lm_error *err)
 {
     uint8_t packed[LM_PAGE_ENTRIES * LM_ENTRY_BYTES];
-    const void *stored = entries;
-    size_t bytes = count * sizeof entries[0];
-    struct lm__plain plain = {.bytes = stored, .count = bytes};
-    const struct lm__codec *lz4 = lm__codec(LM_CODEC_LZ4);
-    size_t worth = bytes - (bytes >> PAGE_GAIN_MIN_SHIFT);
-    int64_t n = lz4 ? lz4->encode(NULL, &plain, 1, packed, worth) : -1;
-    if (n > 0) {
-        stored = packed;
-        bytes = (size_t)n;
-    }
+    const void *stored;
+    size_t bytes = lm__page_pack(entries, count, packed, &stored);
     *e = (struct lm__entry){.crc = lm_crc32c(0, stored, bytes)};
     return lm__append(w, stored, bytes, e, err);
 }

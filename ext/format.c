@@ -131,6 +131,11 @@ int lm__entry_is_zero(const struct lm__entry *e)
     return all_zero((const uint8_t *)e, sizeof *e);
 }
 
+int lm__entry_is_equal(const struct lm__entry *a, const struct lm__entry *b)
+{
+    return memcmp(a, b, sizeof *a) == 0;
+}
+
 struct lm__entry lm__entry_of_root(const struct lm_root *root)
 {
     return (struct lm__entry){.offset = root->offset,

@@ -3,8 +3,10 @@
  *
  * Layers (a file calls only what stands above it here; leaves serve all):
  *   leaves   error.c crc32c.c os.c align.h atomic.h check.h
- *   io.c     format.c     filter.c lz4join.c codec.c scratch.c     source.c     index.c
- *   store.c object.c block.c     encode.c append.c     chunks.c     keeper.c uffd.c
+ *   io.c     format.c     filter.c lz4join.c codec.c scratch.c     source.c
+ *   index.c     index_diff.c
+ *   store.c object.c block.c     encode.c append.c     index_update.c
+ *   chunks.c     keeper.c uffd.c
  *   failure.c interrupt.c
  *   region.c     waiters.c     kept.c     fill.c     ones.c     fault.c     workers.c
  *   pager.c
@@ -109,6 +111,8 @@ enum {
     LM_ENTRY_BYTES = 24,
     LM_PAGE_ENTRIES = 1024, /* of an index page: 24 KiB for 1024 chunks */
     LM_INDEX_DEPTH_MAX = 6, /* 1024^6 chunks cover 2^63 bytes */
+    LM_PAIR_BYTES = 26,     /* of a patch page: a slot number and the entry there */
+    LM_PATCH_BYTES_MAX = LM_ENTRY_BYTES + LM_PAGE_ENTRIES * LM_PAIR_BYTES,
     LM_FILTER_NONE = 0,
     LM_FILTER_SHUFFLE = 1,
 };
@@ -149,6 +153,7 @@ void lm__record_encode(const struct lm__record *rec, uint8_t *out);
 int lm__record_decode(const uint8_t *in, uint64_t offset, const uint8_t *store_id,
                       struct lm__record *rec, struct lm_error *err);
 int lm__entry_is_zero(const struct lm__entry *e);
+int lm__entry_is_equal(const struct lm__entry *a, const struct lm__entry *b);
 struct lm__entry lm__entry_of_root(const struct lm_root *root);
 struct lm_root lm__root_of(const struct lm__entry *e);
 /* The depth of an index of `chunks` chunks, and how many entries page `page_idx` of level
@@ -265,6 +270,47 @@ int lm__index_lookup(struct lm__index *index, struct lm__source *source,
                      uint64_t chunk_idx, struct lm__scratch *scratch,
                      struct lm__entry *out, struct lm_error *err);
 void lm__index_fini(struct lm__index *index);
+
+/* Read the `count` entries of a page: a plain one, a patch, which is then made to its base, or
+ * a page of zeros.  *base is the entry of the plain page that it is or is a patch of, or zero. */
+int lm__page_read(const struct lm__entry *e, uint32_t count, struct lm__source *source,
+                  struct lm__scratch *scratch, struct lm__entry *entries,
+                  struct lm__entry *base, struct lm_error *err);
+
+/* What reading an index takes. */
+struct lm__index_reader {
+    struct lm__index *index;
+    struct lm__source *source;
+    struct lm__scratch *scratch;
+};
+
+/* A page while somebody looks at it. */
+struct lm__index_page {
+    unsigned level; /* a leaf is level 1 */
+    uint64_t page_idx;
+    const struct lm__entry *entries; /* NULL: all zero */
+    struct lm__index_node *node;
+    int is_kept; /* by the index; else it is freed when closed */
+};
+
+/* Open page `slot` of the page `parent`, or the root where that is NULL.  After an error there
+ * is nothing to close. */
+int lm__index_page_open(const struct lm__index_reader *r,
+                        const struct lm__index_page *parent, uint32_t slot,
+                        struct lm__index_page *out, struct lm_error *err);
+void lm__index_page_close(struct lm__index_page *page);
+const struct lm__entry *lm__index_page_entry(const struct lm__index_page *page,
+                                             uint32_t slot);
+
+/* ---- index_diff.c ------------------------------------------------------------------------ */
+
+/* The next run of chunks, from `from` on, whose entries differ between two indexes of equally
+ * many chunks in one file.  What lies below equal entries is not read.  1, 0 if there is
+ * none, or an error. */
+int lm__index_diff(struct lm__index *a, struct lm__source *a_source,
+                   struct lm__index *b, struct lm__source *b_source, uint64_t from,
+                   struct lm__scratch *scratch, uint64_t *first, uint64_t *count,
+                   struct lm_error *err);
 
 /* ---- store.c, object.c --------------------------------------------------------------------- */
 
@@ -439,7 +485,11 @@ void lm__append_recover(lm_writer *w);
 /* Append bytes, and set offset and length in *e. */
 int lm__append(lm_writer *w, const void *bytes, size_t count, struct lm__entry *e,
                struct lm_error *err);
-/* Append a plain index page, packed where that is worth it, and set all of *e. */
+/* What a plain index page is stored as: its entries, or `packed`, of as many bytes, where
+ * packing is worth it.  Returns how many bytes *stored has. */
+size_t lm__page_pack(const struct lm__entry *entries, uint32_t count, void *packed,
+                     const void **stored);
+/* Append a plain index page and set all of *e. */
 int lm__append_page(lm_writer *w, const struct lm__entry *entries, uint32_t count,
                     struct lm__entry *e, struct lm_error *err);
 
@@ -457,6 +507,22 @@ struct lm__chunk_bytes {
 int lm__append_step(lm_writer *w, uint64_t step_idx,
                     const struct lm__chunk_bytes *chunk, struct lm__scratch *scratch,
                     struct lm_error *err);
+
+/* ---- index_update.c ----------------------------------------------------------------------- */
+
+struct lm__change {
+    uint64_t chunk_idx;
+    struct lm__entry entry; /* that the chunk is to have */
+};
+
+/* Append the pages that an index differs in when `changes` (ascending, each chunk once) are
+ * made to it, and give the entry of the new root.  The index itself does not change.  What
+ * an error leaves in the file is the caller's to give up: lm__append_fail(); else
+ * lm__append_keep() lets it be read. */
+int lm__index_update(const struct lm__index *index, struct lm__source *source,
+                     lm_writer *writer, const struct lm__change *changes,
+                     uint64_t count, struct lm__scratch *scratch,
+                     struct lm__entry *root, struct lm_error *err);
 
 /* ---- keeper.c -------------------------------------------------------------------------------- */
 
