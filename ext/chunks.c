@@ -1,22 +1,30 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * chunks.c - what every chunk of a region is doing right now.
  *
- *   ABSENT --claim--> FILLING --publish--> CLEAN       every edge is one function,
- *     ^ ^-- abandon -----' ^----- claim -----'|        lm__chunks_<edge>()
- *     '---------- forget_all -----------------'           evict is claim, then abandon
+ *   ABSENT --claim--> FILLING --publish--> CLEAN --write--> DIRTY ------------.
+ *     ^ ^-- abandon -----' ^--- claim --------'   ^ ^  '--claim--> REFILLING --'
+ *     '------------- forget_all ------------------' | freeze
+ *                                                   |    v
+ *        CLEAN <--commit-- SAVED <--copied-- COPYING <-- FROZEN
+ *                            '---- write, thaw ----> DIRTY
  *
- * (C1) Only the thread that moved a chunk to FILLING may move it on.
- * (C2) A CLEAN chunk's bytes are its stored chunk, decoded, but for what the application
- *      wrote since.  Single pages of it may be missing again: the application may have given
- *      them back to the system.  Such a chunk is claimed once more and filled up.
+ *   FROZEN chunks belong to a snapshot and may not change before they are copied; of a SAVED
+ *   one there is a copy.  Giving memory back is claim, then abandon.
+ *
+ * (C1) Only the thread that moved a chunk to FILLING, REFILLING or COPYING may move it on.
+ * (C2) A CLEAN chunk's bytes are its stored chunk, decoded; where nobody tracks writes, but for
+ *      what the application wrote since.  Single pages of any chunk may be missing again: the
+ *      application may have given them back to the system.  Such a chunk is claimed once more
+ *      and filled up.
  * (C3) No thread waits for a chunk while holding a lock.
- * (C4) A word carries the generation in which its chunk was filled.  CLEAN of an older
- *      generation reads as ABSENT, so one increment forgets everything; a fill that ends in
- *      another generation than it began in does not publish.
+ * (C4) A word carries the generation in which its chunk was filled.  What is in memory by an
+ *      older generation reads as ABSENT, so one increment forgets everything; a fill that ends
+ *      in another generation than it began in does not publish.
  *
  * A word is four bytes, and zero is ABSENT.  Words live in leaves of LEAF_WORDS, and a leaf
  * that nobody has claimed a chunk of does not exist: 16 TiB of chunks cost a table of pointers,
- * of which the system gives memory to what is touched.
+ * of which the system gives memory to what is touched.  A leaf counts its dirty chunks, so
+ * that finding them costs what was written.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -25,18 +33,35 @@
 
 #define LEAF_SHIFT 12
 #define LEAF_WORDS ((uint64_t)1 << LEAF_SHIFT)
-#define STATE_BITS 2
+#define STATE_BITS 3
 #define STATE_MASK ((1u << STATE_BITS) - 1)
+
+struct lm__chunks_leaf {
+    _Atomic uint32_t dirty; /* chunks that are DIRTY or REFILLING */
+    _Atomic uint32_t words[];
+};
 
 static uint32_t word(uint32_t generation, enum lm__chunk_state state)
 {
     return generation << STATE_BITS | (uint32_t)state;
 }
 
+static int is_dirty(enum lm__chunk_state state)
+{
+    return state == LM_CHUNK_DIRTY || state == LM_CHUNK_REFILLING;
+}
+
+/* A thread is at it, whatever the generation. */
+static int is_busy(enum lm__chunk_state state)
+{
+    return state == LM_CHUNK_FILLING || state == LM_CHUNK_REFILLING ||
+           state == LM_CHUNK_COPYING;
+}
+
 static enum lm__chunk_state state_in(uint32_t value, uint32_t generation)
 {
     enum lm__chunk_state state = (enum lm__chunk_state)(value & STATE_MASK);
-    if (state == LM_CHUNK_CLEAN && value != word(generation, LM_CHUNK_CLEAN))
+    if (!is_busy(state) && value != word(generation, state))
         return LM_CHUNK_ABSENT;
     return state;
 }
@@ -52,29 +77,37 @@ void lm__chunks_fini(struct lm__chunks *c)
 {
     /* The table of a long array has pages that nobody has touched, nor should. */
     for (uint64_t i = 0, left = lm_load_relaxed(&c->leaf_count); left > 0; i++) {
-        _Atomic uint32_t *leaf = lm_load_relaxed(&c->leaves[i]);
+        struct lm__chunks_leaf *leaf = lm_load_relaxed(&c->leaves[i]);
         left -= leaf != NULL;
         free(leaf);
     }
     free(c->leaves);
 }
 
+/* ---- words ------------------------------------------------------------------------------- */
+
 /* NULL where no chunk of the leaf has ever been claimed. */
+static struct lm__chunks_leaf *find_leaf(const struct lm__chunks *c, uint64_t idx)
+{
+    return lm_load_acquire(&c->leaves[idx >> LEAF_SHIFT]);
+}
+
 static _Atomic uint32_t *find_word(const struct lm__chunks *c, uint64_t idx)
 {
-    _Atomic uint32_t *leaf = lm_load_acquire(&c->leaves[idx >> LEAF_SHIFT]);
-    return leaf ? &leaf[idx & (LEAF_WORDS - 1)] : NULL;
+    struct lm__chunks_leaf *leaf = find_leaf(c, idx);
+    return leaf ? &leaf->words[idx & (LEAF_WORDS - 1)] : NULL;
 }
 
 /* NULL: no memory. */
 static _Atomic uint32_t *make_word(struct lm__chunks *c, uint64_t idx)
 {
-    _Atomic(_Atomic uint32_t *) *slot = &c->leaves[idx >> LEAF_SHIFT];
-    _Atomic uint32_t *leaf = lm_load_acquire(slot);
+    _Atomic(struct lm__chunks_leaf *) *slot = &c->leaves[idx >> LEAF_SHIFT];
+    struct lm__chunks_leaf *leaf = lm_load_acquire(slot);
     if (!leaf) {
         uint64_t left = c->count - (idx & ~(LEAF_WORDS - 1));
-        _Atomic uint32_t *made =
-            calloc(left < LEAF_WORDS ? left : LEAF_WORDS, sizeof *made);
+        uint64_t words = left < LEAF_WORDS ? left : LEAF_WORDS;
+        struct lm__chunks_leaf *made =
+            calloc(1, sizeof *made + words * sizeof made->words[0]);
         if (!made)
             return NULL;
         if (lm_cas_acq_rel(slot, &leaf, made)) { /* pairs with the loads */
@@ -84,7 +117,21 @@ static _Atomic uint32_t *make_word(struct lm__chunks *c, uint64_t idx)
             free(made); /* another thread was faster */
         }
     }
-    return &leaf[idx & (LEAF_WORDS - 1)];
+    return &leaf->words[idx & (LEAF_WORDS - 1)];
+}
+
+/* Keep the counts, before a chunk can be seen in its new state or after it was in the old. */
+static void count(struct lm__chunks *c, uint64_t idx, enum lm__chunk_state from,
+                  enum lm__chunk_state to)
+{
+    int resident = lm__chunk_is_resident(to) - lm__chunk_is_resident(from);
+    int dirty = is_dirty(to) - is_dirty(from);
+    if (resident != 0)
+        lm_add_relaxed(&c->resident, (uint64_t)resident);
+    if (dirty != 0) {
+        lm_add_relaxed(&c->dirty, (uint64_t)dirty);
+        lm_add_relaxed(&find_leaf(c, idx)->dirty, (uint32_t)dirty);
+    }
 }
 
 enum lm__chunk_state lm__chunks_state(const struct lm__chunks *c, uint64_t idx)
@@ -98,61 +145,109 @@ enum lm__chunk_state lm__chunks_state(const struct lm__chunks *c, uint64_t idx)
     return state_in(value, lm_load_acquire(&c->generation));
 }
 
-uint64_t lm__chunks_next_clean(const struct lm__chunks *c, uint64_t idx, uint64_t end)
+/* ---- searching ------------------------------------------------------------------------------ */
+
+uint64_t lm__chunks_next(const struct lm__chunks *c, uint64_t idx, uint64_t end,
+                         enum lm__chunk_set set)
 {
-    while (idx < end && lm__chunks_state(c, idx) != LM_CHUNK_CLEAN)
-        idx = find_word(c, idx) ? idx + 1 : (idx | (LEAF_WORDS - 1)) + 1;
-    return idx < end ? idx : end;
+    while (idx < end) {
+        struct lm__chunks_leaf *leaf = find_leaf(c, idx);
+        if (!leaf || (set == LM_CHUNKS_DIRTY && lm_load_seq_cst(&leaf->dirty) == 0)) {
+            idx = (idx | (LEAF_WORDS - 1)) + 1;
+            continue;
+        }
+        enum lm__chunk_state state = lm__chunks_state(c, idx);
+        int is_in = set == LM_CHUNKS_CLEAN      ? state == LM_CHUNK_CLEAN
+                    : set == LM_CHUNKS_RESIDENT ? lm__chunk_is_resident(state)
+                    : set == LM_CHUNKS_DIRTY    ? is_dirty(state)
+                                                : state != LM_CHUNK_ABSENT;
+        if (is_in)
+            return idx;
+        idx++;
+    }
+    return end;
 }
 
-uint64_t lm__chunks_mark_clean(const struct lm__chunks *c, uint64_t first,
-                               uint64_t count, uint8_t *mask)
+uint64_t lm__chunks_mark_resident(const struct lm__chunks *c, uint64_t first,
+                                  uint64_t chunks, uint8_t *mask)
 {
-    uint64_t clean = 0, end = first + count;
+    uint64_t resident = 0, end = first + chunks;
     if (mask)
-        memset(mask, 0, count);
-    for (uint64_t i = first; (i = lm__chunks_next_clean(c, i, end)) < end; i++) {
-        clean++;
+        memset(mask, 0, chunks);
+    for (uint64_t i = first; (i = lm__chunks_next(c, i, end, LM_CHUNKS_RESIDENT)) < end;
+         i++) {
+        resident++;
         if (mask)
             mask[i - first] = 1;
     }
-    return clean;
+    return resident;
+}
+
+/* ---- fills ----------------------------------------------------------------------------------- */
+
+/* from -> to, if that is the state. */
+static int change(struct lm__chunks *c, uint64_t idx, enum lm__chunk_state from,
+                  enum lm__chunk_state to)
+{
+    _Atomic uint32_t *w = find_word(c, idx);
+    uint32_t generation = lm_load_acquire(&c->generation);
+    uint32_t value = w ? lm_load_acquire(w) : 0;
+    if (!w || state_in(value, generation) != from)
+        return 0;
+    count(c, idx, LM_CHUNK_ABSENT, to);
+    if (lm_cas_acq_rel(w, &value, word(generation, to))) {
+        count(c, idx, from, LM_CHUNK_ABSENT);
+        return 1;
+    }
+    count(c, idx, to, LM_CHUNK_ABSENT);
+    return 0;
 }
 
 int lm__chunks_claim(struct lm__chunks *c, uint64_t idx, enum lm__chunk_state from)
 {
-    _Atomic uint32_t *w = make_word(c, idx);
-    if (!w)
+    int is_written = from != LM_CHUNK_ABSENT && from != LM_CHUNK_CLEAN;
+    if (!make_word(c, idx))
         return -ENOMEM;
-    uint32_t generation = lm_load_acquire(&c->generation);
-    uint32_t value = lm_load_acquire(w);
-    if (state_in(value, generation) != from)
-        return 0;
-    if (!lm_cas_acq_rel(w, &value, word(generation, LM_CHUNK_FILLING)))
-        return 0;
-    if (from == LM_CHUNK_CLEAN)
-        lm_sub_relaxed(&c->resident, 1);
-    return 1;
+    return change(c, idx, from, is_written ? LM_CHUNK_REFILLING : LM_CHUNK_FILLING);
 }
 
-int lm__chunks_publish(struct lm__chunks *c, uint64_t idx)
+int lm__chunks_claim_to_drop(struct lm__chunks *c, uint64_t idx)
+{
+    enum lm__chunk_state from = lm__chunks_state(c, idx);
+    if (from == LM_CHUNK_ABSENT)
+        return 0;
+    if (is_busy(from) || from == LM_CHUNK_FROZEN)
+        return -EAGAIN;
+    return change(c, idx, from, LM_CHUNK_FILLING) ? 1 : -EAGAIN;
+}
+
+int lm__chunks_publish(struct lm__chunks *c, uint64_t idx, int is_written)
 {
     /* After the install, before the verdict: pairs with the increment in forget_all. */
     uint32_t generation = lm_load_seq_cst(&c->generation);
     _Atomic uint32_t *w = find_word(c, idx);
     uint32_t value = lm_load_relaxed(w); /* (C1): nobody else changes it */
-    lm_assert((value & STATE_MASK) == LM_CHUNK_FILLING);
-    if (value != word(generation, LM_CHUNK_FILLING))
+    enum lm__chunk_state from = (enum lm__chunk_state)(value & STATE_MASK);
+    enum lm__chunk_state to =
+        is_written || from == LM_CHUNK_REFILLING ? LM_CHUNK_DIRTY : LM_CHUNK_CLEAN;
+    lm_assert(from == LM_CHUNK_FILLING || from == LM_CHUNK_REFILLING);
+    if (value != word(generation, from))
         return 0;
-    lm_add_relaxed(&c->resident, 1);
-    lm_store_seq_cst(w, word(generation, LM_CHUNK_CLEAN));
+    count(c, idx, from, to);
+    lm_store_seq_cst(w, word(generation, to));
     return 1;
 }
 
 void lm__chunks_abandon(struct lm__chunks *c, uint64_t idx)
 {
     _Atomic uint32_t *w = find_word(c, idx);
-    lm_assert((lm_load_relaxed(w) & STATE_MASK) == LM_CHUNK_FILLING);
+    uint32_t value = lm_load_relaxed(w);
+    enum lm__chunk_state from = (enum lm__chunk_state)(value & STATE_MASK);
+    lm_assert(from == LM_CHUNK_FILLING || from == LM_CHUNK_REFILLING);
+    /* What was written is still there, but for the pages that could not be filled. */
+    if (from == LM_CHUNK_REFILLING && lm__chunks_publish(c, idx, 1))
+        return;
+    count(c, idx, from, LM_CHUNK_ABSENT);
     lm_store_seq_cst(w, 0);
 }
 
@@ -160,4 +255,22 @@ void lm__chunks_forget_all(struct lm__chunks *c)
 {
     lm_add_seq_cst(&c->generation, 1);
     lm_store_relaxed(&c->resident, 0);
+}
+
+/* ---- writes and snapshots --------------------------------------------------------------------- */
+
+int lm__chunks_move(struct lm__chunks *c, uint64_t idx, enum lm__chunk_state from,
+                    enum lm__chunk_state to)
+{
+    return change(c, idx, from, to);
+}
+
+void lm__chunks_copied(struct lm__chunks *c, uint64_t idx)
+{
+    uint32_t generation = lm_load_seq_cst(&c->generation);
+    _Atomic uint32_t *w = find_word(c, idx);
+    uint32_t value = lm_load_relaxed(w);
+    lm_assert((value & STATE_MASK) == LM_CHUNK_COPYING);
+    int is_there = value == word(generation, LM_CHUNK_COPYING);
+    lm_store_seq_cst(w, is_there ? word(generation, LM_CHUNK_SAVED) : 0);
 }

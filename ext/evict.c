@@ -12,7 +12,7 @@ uint64_t lm_region_evict(lm_region *r, uint64_t offset, uint64_t nbytes)
     uint64_t idx = lm__div_up(offset, 1ull << shift), end = (offset + nbytes) >> shift;
     if (offset + nbytes == object_bytes)
         end = r->chunks.count; /* the last chunk may be shorter */
-    while ((idx = lm__chunks_next_clean(&r->chunks, idx, end)) < end) {
+    while ((idx = lm__chunks_next(&r->chunks, idx, end, LM_CHUNKS_CLEAN)) < end) {
         if (lm__fill_evict(r, idx))
             evicted_bytes += lm__region_chunk_bytes(r, idx);
         idx++;

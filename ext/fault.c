@@ -34,9 +34,11 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
     struct lm__waiter w = lm__waiter_of(fault);
     scratch->toucher_tid = w.tid;
     scratch->toucher_page = w.page;
+    scratch->toucher_writes = fault->is_write;
     int is_filled = !lost && lm__fill(r, chunk_idx, scratch, &cause) == 0;
     scratch->toucher_tid = 0;
     scratch->toucher_page = 0;
+    scratch->toucher_writes = 0;
     if (is_filled)
         return;
     lm__fill_will_block(scratch);
@@ -112,22 +114,56 @@ static void serve_filling(lm_region *r, uint64_t chunk_idx,
         lm__interrupt_end(fault->tid);
 }
 
+/* A page that the application has given back, of a chunk that a snapshot has yet to copy:
+ * whoever copies it is waited for, and served. */
+static void serve_frozen(lm_region *r, uint64_t chunk_idx,
+                         const struct lm__fault *fault, enum lm__chunk_state state,
+                         struct lm__scratch *scratch)
+{
+    if (state == LM_CHUNK_FROZEN) {
+        lm__freeze_hurry(r, chunk_idx);
+    } else if (lm__freeze_is_copier(fault->tid)) {
+        struct lm_error cause = lm__error(0, "");
+        if (lm__fill_in_place(r, chunk_idx, scratch, &cause) == 0)
+            return;
+        struct lm__failed failed = lm__failed_fault(r, chunk_idx, fault);
+        failed.cause = &cause;
+        failed.from = state;
+        lm__freeze_fail(r, &cause);
+        lm__ones_serve(r, failed, scratch);
+    }
+}
+
+static int is_frozen(const lm_region *r, enum lm__chunk_state state)
+{
+    return r->tracking != LM_TRACK_NONE &&
+           (state == LM_CHUNK_FROZEN || state == LM_CHUNK_COPYING);
+}
+
 static void serve_region(lm_region *r, const struct lm__fault *fault,
                          struct lm__scratch *scratch)
 {
     uint64_t chunk_idx = (fault->addr - r->addr) >> r->chunk_shift;
     struct lm__waiter w = lm__waiter_of(fault);
+    if (fault->is_protected) {
+        lm__write_serve(r, chunk_idx, fault);
+        return;
+    }
     lm_add_relaxed(&r->faults, 1);
     for (;;) {
         enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
-        if (state == LM_CHUNK_FILLING) {
+        if (state == LM_CHUNK_FILLING || state == LM_CHUNK_REFILLING) {
             serve_filling(r, chunk_idx, fault, scratch);
             return;
         }
-        /* A chunk can be CLEAN with a page missing (C2), and an event can be older than the
-         * fill that has served it.  Only the kernel can tell them apart. */
-        if (state == LM_CHUNK_CLEAN && lm__page_is_present(fault->addr)) {
+        /* A chunk can be in memory with a page missing (C2), and an event can be older than
+         * the fill that has served it.  Only the kernel can tell them apart. */
+        if (lm__chunk_is_resident(state) && lm__page_is_present(fault->addr)) {
             lm__waiters_wake((struct lm__span){w.page, lm__page_bytes()});
+            return;
+        }
+        if (is_frozen(r, state)) {
+            serve_frozen(r, chunk_idx, fault, state, scratch);
             return;
         }
         int claimed = lm__chunks_claim(&r->chunks, chunk_idx, state);

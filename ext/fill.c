@@ -11,6 +11,7 @@
 #include "internal.h"
 
 #define NO_MEMORY_RETRIES 5
+#define ZEROS_BYTES       65536
 
 /* ---- the gate between fills and fork ------------------------------------------------------ */
 
@@ -56,7 +57,7 @@ void lm__fill_abandon(lm_region *r, uint64_t chunk_idx)
 
 void lm__fill_unclaim(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state from)
 {
-    if (from == LM_CHUNK_CLEAN && lm__chunks_publish(&r->chunks, chunk_idx))
+    if (from != LM_CHUNK_ABSENT && lm__chunks_publish(&r->chunks, chunk_idx, 0))
         lm__waiters_wake(lm__region_span(r, chunk_idx)); /* its other pages are as
                                                           * good as they were: (C2) */
     else
@@ -80,13 +81,70 @@ static int is_movable(const lm_region *r, struct lm__span span)
     return (span.addr | span.bytes) % LM_HUGE_BYTES == 0 && lm__region_can_move(r);
 }
 
-static enum lm__install install_once(const lm_region *r, struct lm__span span,
-                                     const struct lm__block *block)
+/* Zeros where nobody writes yet share the system's page of zeros.  Where `protect` is set it
+ * is protected only after it could be written to: *is_written says if it was. */
+static enum lm__install install_zeros(struct lm__span span, int protect,
+                                      int *is_written)
 {
+    enum lm__install answer = lm__uffd_zero(span.addr, span.bytes);
+    if (!protect || answer != LM_INSTALLED)
+        return answer;
+    if (lm__uffd_protect(span.addr, span.bytes, 1) != 0)
+        return LM_REFUSED;
+    *is_written = !lm__pages_are_zero(span.addr, span.bytes);
+    return LM_INSTALLED;
+}
+
+/* Pages of zeros that can be written to without another fault, or that are protected. */
+static enum lm__install copy_zeros(struct lm__span span, int protect)
+{
+    static const uint8_t zeros[ZEROS_BYTES];
+    enum lm__install answer = LM_INSTALLED;
+    for (size_t done = 0; done < span.bytes && answer == LM_INSTALLED;
+         done += ZEROS_BYTES) {
+        size_t left = span.bytes - done,
+               bytes = left < ZEROS_BYTES ? left : ZEROS_BYTES;
+        answer = protect ? lm__uffd_copy_protected(span.addr + done, zeros, bytes,
+                                                   lm__log2(lm__page_bytes()))
+                         : lm__uffd_copy(span.addr + done, zeros, bytes);
+    }
+    return answer;
+}
+
+/* How chunks come to tracked memory. */
+struct manner {
+    int is_write;   /* for somebody who is about to write */
+    int is_written; /* they are to be DIRTY */
+    int must_end;   /* lm__writes_end(), when they are */
+};
+
+/* Before pages are there that anybody can write to. */
+static void writes_begin(lm_region *r, int is_zero, struct manner *manner)
+{
+    if (r->tracking != LM_TRACK_PROTECT || manner->is_written ||
+        !(manner->is_write || is_zero))
+        return;
+    manner->must_end = lm__writes_begin(r);
+    manner->is_written = manner->must_end && manner->is_write;
+}
+
+static enum lm__install install_once(const lm_region *r, struct lm__span span,
+                                     const struct lm__block *block,
+                                     struct manner *manner)
+{
+    int protect = r->tracking == LM_TRACK_PROTECT && !manner->is_written;
+    if (block->is_zero && !lm__region_is_hugetlb(r)) {
+        if (manner->is_write ||
+            (protect && !(manner->must_end && lm__pages_can_tell_zero())))
+            return copy_zeros(span, protect);
+        return install_zeros(span, protect, &manner->is_written);
+    }
+    if (protect)
+        return lm__uffd_copy_protected(span.addr, block->data, span.bytes,
+                                       r->page_shift);
     if (lm__region_is_hugetlb(r))
         return lm__uffd_copy_huge(span.addr, block->data, span.bytes, r->page_shift);
-    return block->is_zero ? lm__uffd_zero(span.addr, span.bytes)
-                          : lm__uffd_copy(span.addr, block->data, span.bytes);
+    return lm__uffd_copy(span.addr, block->data, span.bytes);
 }
 
 /* Move what can be moved into the region, so that less of span and block is left to copy. */
@@ -106,7 +164,7 @@ enum { DROPPED = 1 };
 /* Decoded bytes into the region's memory.  0, DROPPED if nobody is left who could want them,
  * or an error. */
 static int install(lm_region *r, struct lm__span span, struct lm__block block,
-                   struct lm_error *err)
+                   struct manner *manner, struct lm_error *err)
 {
     enum lm__install answer = LM_NO_MEMORY;
     for (int retries = 0; answer == LM_NO_MEMORY && retries <= NO_MEMORY_RETRIES;
@@ -114,7 +172,7 @@ static int install(lm_region *r, struct lm__span span, struct lm__block block,
         struct timespec pause = {.tv_nsec = retries * 2000000L};
         if (retries > 0)
             nanosleep(&pause, NULL);
-        answer = install_once(r, span, &block);
+        answer = install_once(r, span, &block, manner);
     }
     switch (answer) {
     case LM_INSTALLED: return 0;
@@ -131,7 +189,8 @@ static int install(lm_region *r, struct lm__span span, struct lm__block block,
 
 /* 0, DROPPED, or an error; *block is what was decoded. */
 static int decode_and_install(lm_region *r, struct run run, struct lm__block *block,
-                              struct lm__scratch *scratch, struct lm_error *err)
+                              struct manner *manner, struct lm__scratch *scratch,
+                              struct lm_error *err)
 {
     struct lm__span span = run_span(r, run);
     int can_move = is_movable(r, span);
@@ -142,10 +201,11 @@ static int decode_and_install(lm_region *r, struct run run, struct lm__block *bl
     lm__pause("install");
     if (rc != 0)
         return rc;
+    writes_begin(r, block->is_zero, manner); /* ended by the caller */
     struct lm__block left = *block;
     if (can_move && !block->is_zero && scratch->block_state == LM_BLOCK_HUGE)
         move(scratch, &span, &left);
-    rc = install(r, span, left, err);
+    rc = install(r, span, left, manner, err);
     if (rc < 0)
         lm__region_blame(r, run.first, err);
     return rc;
@@ -164,9 +224,17 @@ static int fill_run(lm_region *r, struct run run, struct lm__scratch *scratch,
                     struct lm_error *err)
 {
     struct lm__block block;
+    /* Of a chunk that was written, what is missing may be written, too. */
+    int was_written = lm__chunks_state(&r->chunks, run.first) == LM_CHUNK_REFILLING;
+    struct manner manner = {
+        .is_write = scratch->toucher_writes && r->tracking != LM_TRACK_NONE,
+        .is_written = was_written || r->tracking == LM_TRACK_ALL,
+    };
     lm__kept_drop_in(run_span(r, run)); /* false bytes are not data: (K1) */
-    int rc = decode_and_install(r, run, &block, scratch, err);
+    int rc = decode_and_install(r, run, &block, &manner, scratch, err);
     lm__pause("publish");
+    if (rc != 0 && manner.must_end)
+        lm__writes_end(r);
     if (rc < 0)
         return rc;
     if (rc == DROPPED) {
@@ -183,13 +251,30 @@ static int fill_run(lm_region *r, struct run run, struct lm__scratch *scratch,
         lm__interrupt_end(scratch->toucher_tid);
     }
     for (uint64_t i = 0; i < run.count; i++)
-        if (!lm__chunks_publish(&r->chunks, run.first + i)) { /* released meanwhile */
+        if (!lm__chunks_publish(&r->chunks, run.first + i, manner.is_written)) {
+            /* Released meanwhile. */
             struct lm__span span = lm__region_span(r, run.first + i);
             lm__pages_drop(span.addr, span.bytes);
             lm__chunks_abandon(&r->chunks, run.first + i);
         }
+    if (manner.must_end)
+        lm__writes_end(r);
     lm__waiters_wake(run_span(r, run));
     return 0;
+}
+
+int lm__fill_in_place(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
+                      struct lm_error *err)
+{
+    struct lm__block block;
+    struct manner manner = {0};
+    struct run run = {chunk_idx, 1};
+    int rc = decode_and_install(r, run, &block, &manner, scratch, err);
+    if (manner.must_end)
+        lm__writes_end(r);
+    if (rc >= 0)
+        lm__waiters_wake(run_span(r, run));
+    return rc < 0 ? rc : 0;
 }
 
 int lm__fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
@@ -206,7 +291,7 @@ static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
 {
     enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
     *rc = 0;
-    if (lm_load_seq_cst(&r->lost) || state == LM_CHUNK_CLEAN)
+    if (lm_load_seq_cst(&r->lost) || lm__chunk_is_resident(state))
         return 1;
     int claimed = lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_ABSENT);
     if (claimed < 0)
@@ -272,15 +357,35 @@ int lm__fill_ahead_side_by_side(lm_region *r, uint64_t first, uint64_t count,
 
 /* ---- dropping ---------------------------------------------------------------------------------- */
 
+/* A chunk that the caller has claimed. */
+static void drop(lm_region *r, uint64_t chunk_idx)
+{
+    struct lm__span span = lm__region_span(r, chunk_idx);
+    lm__pages_drop(span.addr, span.bytes);
+    lm__fill_abandon(r, chunk_idx);
+}
+
 int lm__fill_evict(lm_region *r, uint64_t chunk_idx)
 {
     lm__fill_gate_enter(NULL);
     int was_clean = lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_CLEAN) > 0;
-    if (was_clean) {
-        struct lm__span span = lm__region_span(r, chunk_idx);
-        lm__pages_drop(span.addr, span.bytes);
-        lm__fill_abandon(r, chunk_idx);
-    }
+    if (was_clean)
+        drop(r, chunk_idx);
     lm__fill_gate_leave();
     return was_clean;
+}
+
+int lm__fill_drop(lm_region *r, uint64_t chunk_idx)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    for (;;) {
+        lm__fill_gate_enter(NULL);
+        int claimed = lm__chunks_claim_to_drop(&r->chunks, chunk_idx);
+        if (claimed > 0)
+            drop(r, chunk_idx);
+        lm__fill_gate_leave();
+        if (claimed >= 0)
+            return claimed;
+        nanosleep(&pause, NULL);
+    }
 }

@@ -8,9 +8,10 @@
  *   store.c object.c block.c     encode.c append.c     index_update.c
  *   chunks.c     keeper.c uffd.c
  *   failure.c interrupt.c
- *   region.c     waiters.c     kept.c     fill.c     ones.c     fault.c     workers.c
+ *   region.c     waiters.c     kept.c     dirty.c     fill.c     freeze.c     ones.c     fault.c
+ *   workers.c
  *   pager.c
- *   read.c prefetch.c evict.c writer.c     python.c
+ *   read.c prefetch.c evict.c writer.c     snapshot.c restore.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
  *
  * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,
@@ -61,6 +62,10 @@ int lm__pages_can_be_huge(void);
 void lm__pages_drop(uintptr_t addr, size_t bytes);
 /* 1 if the page tables have the page of `addr`, or it is in the swap cache. */
 int lm__page_is_present(uintptr_t addr);
+/* 1 if all pages of a range are the system's page of zeros; 0 if not, or if that can't be told:
+ * before Linux 6.7 it can't. */
+int lm__pages_are_zero(uintptr_t addr, size_t bytes);
+int lm__pages_can_tell_zero(void);
 unsigned lm__cores(void); /* that this process may use */
 struct lm__thread {
     void (*run)(void);
@@ -202,7 +207,8 @@ struct lm__scratch {
     void (*will_block)(struct lm__scratch *s);
     int32_t toucher_tid; /* the thread that waits for the fill, if the system tells */
     uintptr_t toucher_page; /* and where; 0: none does */
-    int is_cached_only;     /* a read that would sleep fails with -EAGAIN instead */
+    int toucher_writes;
+    int is_cached_only; /* a read that would sleep fails with -EAGAIN instead */
 };
 
 /* A scratch that somebody has used and given back, or an empty one. */
@@ -346,8 +352,11 @@ void lm__object_retain(lm_object *object);
 /* What the object is read from now, with a reference. */
 struct lm__base *lm__object_base(lm_object *object);
 void lm__base_drop(struct lm__base *base);
-/* Read the object from another index from now on.  0 or -ENOMEM. */
-int lm__object_rebase(lm_object *object, lm_store *store, const struct lm_root *root);
+/* NULL: no memory. */
+struct lm__base *lm__base_new(lm_store *store, uint64_t chunks,
+                              const struct lm_root *root);
+/* Read the object from `base`, which it takes over, from now on. */
+void lm__object_set_base(lm_object *object, struct lm__base *base);
 /* Bytes of chunk `chunk_idx`, decoded: chunk_bytes, or less for the last one. */
 size_t lm__object_chunk_bytes(const lm_object *object, uint64_t chunk_idx);
 
@@ -387,36 +396,68 @@ const uint8_t *lm__block_ones(struct lm__scratch *scratch, size_t bytes);
 
 /* ---- chunks.c -------------------------------------------------------------------------------- */
 
-enum lm__chunk_state { LM_CHUNK_ABSENT = 0, LM_CHUNK_FILLING = 1, LM_CHUNK_CLEAN = 2 };
+enum lm__chunk_state {
+    LM_CHUNK_ABSENT = 0,
+    LM_CHUNK_FILLING,
+    LM_CHUNK_CLEAN,
+    LM_CHUNK_DIRTY,     /* written since the last snapshot */
+    LM_CHUNK_REFILLING, /* a DIRTY one of which pages are missing */
+    LM_CHUNK_FROZEN,    /* part of a snapshot that has no copy of it yet */
+    LM_CHUNK_COPYING,
+    LM_CHUNK_SAVED /* the snapshot has a copy, and nobody has written since */
+};
+
+static inline int lm__chunk_is_resident(enum lm__chunk_state state)
+{
+    return state != LM_CHUNK_ABSENT && state != LM_CHUNK_FILLING &&
+           state != LM_CHUNK_REFILLING;
+}
+
+struct lm__chunks_leaf;
 
 struct lm__chunks {
-    _Atomic(_Atomic uint32_t *) *leaves; /* of words: generation and state */
+    _Atomic(struct lm__chunks_leaf *) *leaves; /* of words: generation and state */
     _Atomic uint64_t leaf_count;
     uint64_t count;
     _Atomic uint32_t generation;
-    _Atomic uint64_t resident;
+    _Atomic uint64_t resident, dirty;
 };
 
 int lm__chunks_init(struct lm__chunks *chunks, uint64_t count);
 void lm__chunks_fini(struct lm__chunks *chunks);
 enum lm__chunk_state lm__chunks_state(const struct lm__chunks *chunks, uint64_t idx);
-/* The first CLEAN chunk of [idx, end); `end` if there is none. */
-uint64_t lm__chunks_next_clean(const struct lm__chunks *chunks, uint64_t idx,
-                               uint64_t end);
-/* How many of the chunks [first, first + count) are CLEAN; `mask`, if there is one, gets a
+/* The first chunk of [idx, end) that belongs to a set; `end` if there is none.  Those being
+ * filled are in ANY, and, if they were written to, in DIRTY. */
+enum lm__chunk_set {
+    LM_CHUNKS_CLEAN,
+    LM_CHUNKS_RESIDENT,
+    LM_CHUNKS_DIRTY,
+    LM_CHUNKS_ANY
+};
+uint64_t lm__chunks_next(const struct lm__chunks *chunks, uint64_t idx, uint64_t end,
+                         enum lm__chunk_set set);
+/* How many of the chunks [first, first + count) are resident; `mask`, if there is one, gets a
  * byte for each: 1 if it is. */
-uint64_t lm__chunks_mark_clean(const struct lm__chunks *chunks, uint64_t first,
-                               uint64_t count, uint8_t *mask);
-/* ABSENT or CLEAN -> FILLING, if the chunk is in state `from`.  1: it is the caller's; 0: it
- * is not, or no longer, in that state; -ENOMEM. */
+uint64_t lm__chunks_mark_resident(const struct lm__chunks *chunks, uint64_t first,
+                                  uint64_t count, uint8_t *mask);
+/* If the chunk is in state `from`: -> FILLING, or, if it was written to, REFILLING.  1: it is
+ * the caller's; 0: it is not, or no longer, in that state; -ENOMEM. */
 int lm__chunks_claim(struct lm__chunks *chunks, uint64_t idx,
                      enum lm__chunk_state from);
-/* FILLING -> CLEAN.  0: the generation has changed; the chunk is still FILLING. */
-int lm__chunks_publish(struct lm__chunks *chunks, uint64_t idx);
-/* FILLING -> ABSENT. */
+/* The same, whatever was written, to abandon it.  0: it is ABSENT; -EAGAIN: others are at it. */
+int lm__chunks_claim_to_drop(struct lm__chunks *chunks, uint64_t idx);
+/* FILLING -> CLEAN, or DIRTY; REFILLING -> DIRTY.  0: the generation has changed; the chunk is
+ * as it was. */
+int lm__chunks_publish(struct lm__chunks *chunks, uint64_t idx, int is_written);
+/* FILLING -> ABSENT, REFILLING -> DIRTY. */
 void lm__chunks_abandon(struct lm__chunks *chunks, uint64_t idx);
-/* Every CLEAN chunk -> ABSENT, in one step. */
+/* Every chunk in memory -> ABSENT, in one step. */
 void lm__chunks_forget_all(struct lm__chunks *chunks);
+/* One of the moves of writes and snapshots.  0: it is not in state `from`. */
+int lm__chunks_move(struct lm__chunks *chunks, uint64_t idx, enum lm__chunk_state from,
+                    enum lm__chunk_state to);
+/* COPYING -> SAVED. */
+void lm__chunks_copied(struct lm__chunks *chunks, uint64_t idx);
 
 /* ---- encode.c ----------------------------------------------------------------------------- */
 
@@ -543,12 +584,16 @@ enum lm__install { LM_INSTALLED, LM_VANISHED, LM_EXITING, LM_NO_MEMORY, LM_REFUS
 struct lm__fault {
     uintptr_t addr;
     int32_t tid; /* 0 where the kernel does not say */
+    int is_write;
+    int is_protected; /* the page is there, and write-protected */
 };
 
 int lm__uffd_start(void); /* open the process's userfaultfd; 0 or LM_E_NO_UFFD */
 void lm__uffd_stop(void);
 int lm__uffd_is_open(void);
 int lm__uffd_register(uintptr_t addr, size_t bytes);
+/* Writes to protected pages are faults, too. */
+int lm__uffd_register_tracked(uintptr_t addr, size_t bytes);
 int lm__uffd_unregister(uintptr_t addr, size_t bytes); /* what nobody reads yet */
 /* Read the next page fault, waiting for it.  0, -EAGAIN if reads do not block, or -errno when
  * the descriptor is of no more use. */
@@ -564,7 +609,15 @@ enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes);
  * kernel has no zeropage for it. */
 enum lm__install lm__uffd_copy_huge(uintptr_t addr, const void *src, size_t bytes,
                                     unsigned page_shift);
+/* Either, write-protected from the first moment. */
+enum lm__install lm__uffd_copy_protected(uintptr_t addr, const void *src, size_t bytes,
+                                         unsigned page_shift);
+/* There is no such zeropage: whoever protects it later looks whether it still is one. */
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes);
+/* Protect pages of tracked memory that are there, or let them be written.  Nobody is woken.
+ * 0 or -errno. */
+int lm__uffd_protect(uintptr_t addr, size_t bytes, int is_protected);
+int lm__uffd_can_track(unsigned page_shift);
 /* Let pages of `src` become pages of the region.  Returns how many bytes were moved, from the
  * start; the others are where they were. */
 size_t lm__uffd_move(uintptr_t addr, void *src, size_t bytes);
@@ -629,17 +682,36 @@ struct lm__span {
     size_t bytes;
 };
 
+/* How writes are found.  ALL: they are not, so whatever was filled is taken for written. */
+enum lm__tracking { LM_TRACK_NONE, LM_TRACK_PROTECT, LM_TRACK_ALL };
+
+struct lm__freeze;
+
+/* See dirty.c. */
+struct lm__writes {
+    _Atomic int is_freezing;
+    _Atomic int at_work; /* handlers that let a chunk be written */
+    _Atomic uint64_t faults;
+    _Atomic uint64_t next; /* the chunk behind those that were last let be written */
+    _Atomic uint64_t run;  /* how many chunks that were */
+    _Atomic(struct lm__freeze *)
+        freeze;          /* that it takes part in, under freeze.c's lock */
+    uint32_t freeze_idx; /* its place there */
+};
+
 struct lm_region {
     _Atomic uint32_t refs; /* the owner's, and one for every fill in flight */
     lm_object *object;     /* fixed after open, as all down to slot_idx */
     enum lm_on_error on_error;
     int is_writable;
+    enum lm__tracking tracking; /* changes in a forked child only */
     uintptr_t addr;
     size_t bytes;                     /* of the mapping: whole pages */
     unsigned page_shift, chunk_shift; /* see lm_region_chunk_bytes() */
     struct lm__arena *arena;
     size_t slot_idx;
     struct lm__chunks chunks;
+    struct lm__writes writes;
     _Atomic int lost; /* what touches get: LM_E_CLOSED or LM_E_LOST_MAPPING; 0: data */
     _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
     _Atomic uint64_t failures,
@@ -724,6 +796,50 @@ void lm__kept_drop_in(struct lm__span span);
 /* Drop what is kept for threads that have had their error. */
 void lm__kept_drop_told(void);
 
+/* ---- dirty.c ---------------------------------------------------------------------------------------------- */
+
+/* Before a chunk is made DIRTY, or memory that nobody protects appears; end follows.  0: not
+ * now, a freeze is under way.  Nothing between the two waits. */
+int lm__writes_begin(lm_region *region);
+void lm__writes_end(lm_region *region);
+/* Let no chunk become DIRTY, until resume, which wakes all who wait to write. */
+void lm__writes_pause(lm_region *region);
+void lm__writes_resume(lm_region *region);
+/* Serve a write to a page that is protected. */
+void lm__write_serve(lm_region *region, uint64_t chunk_idx,
+                     const struct lm__fault *fault);
+
+/* ---- freeze.c --------------------------------------------------------------------------------------------- */
+
+/* What was written to some regions, at one moment, as items [0, count). */
+struct lm__freeze;
+struct lm__frozen {
+    uint32_t region; /* of those that were frozen */
+    uint32_t uses;   /* take() and give() that are left */
+    uint64_t chunk_idx;
+    uint8_t *copy; /* under the freeze's lock; NULL: none yet, or none any more */
+};
+
+int lm__freeze_begin(lm_region *const *regions, int count, struct lm__freeze **out,
+                     struct lm_snapshot_stats *stats, struct lm_error *err);
+/* Ascending, region by region. */
+const struct lm__frozen *lm__freeze_items(const struct lm__freeze *freeze,
+                                          uint64_t *count);
+/* The bytes of an item as they were then: in the scratch's block, or a copy that give()
+ * frees with its last use. */
+int lm__freeze_take(struct lm__freeze *freeze, uint64_t item_idx,
+                    struct lm__scratch *scratch, const uint8_t **out,
+                    struct lm_error *err);
+void lm__freeze_give(struct lm__freeze *freeze, uint64_t item_idx);
+/* What nobody has written to since is CLEAN if all is stored, else everything is DIRTY. */
+void lm__freeze_end(struct lm__freeze *freeze, int is_stored);
+/* Somebody waits for a FROZEN chunk. */
+void lm__freeze_hurry(lm_region *region, uint64_t chunk_idx);
+/* 1 if the thread copies a chunk. */
+int lm__freeze_is_copier(int32_t tid);
+/* A missing page of a chunk that is copied could not be had. */
+void lm__freeze_fail(lm_region *region, const struct lm_error *cause);
+
 /* ---- fill.c ---------------------------------------------------------------------------------------------- */
 
 /* Inside, regions can be looked at and chunks claimed.  `scratch` may be NULL. */
@@ -734,6 +850,9 @@ void lm__fill_will_block(struct lm__scratch *scratch);
 /* Fill a chunk that the caller has claimed.  On failure it is still FILLING. */
 int lm__fill(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
              struct lm_error *err);
+/* Bring missing pages of a chunk back that another thread, which waits for them, is COPYING. */
+int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
+                      struct lm__scratch *scratch, struct lm_error *err);
 /* Give a FILLING chunk up and let those who wait for it fault again. */
 void lm__fill_abandon(lm_region *region, uint64_t chunk_idx);
 /* Put a chunk that was claimed in state `from` back into it. */
@@ -747,6 +866,8 @@ int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t coun
                                 struct lm__scratch *scratch);
 /* Drop a chunk's pages.  1 if it was CLEAN. */
 int lm__fill_evict(lm_region *region, uint64_t chunk_idx);
+/* Drop them whatever was written; waits for fills under way.  1 if it was in memory. */
+int lm__fill_drop(lm_region *region, uint64_t chunk_idx);
 
 /* ---- ones.c ---------------------------------------------------------------------------------------------- */
 
@@ -804,6 +925,9 @@ void lm__waiters_fork_done(void);
 void lm__waiters_fork_child(void);
 void lm__kept_fork_prepare(void);
 void lm__kept_fork_done(void);
+void lm__freeze_fork_prepare(void);
+void lm__freeze_fork_done(void);
+void lm__freeze_fork_child(void);
 void lm__region_fork_prepare(void);
 void lm__region_fork_done(void);
 /* In the parent, without locks. */

@@ -176,6 +176,8 @@ struct lm_region_stats {
     uint64_t zero_fills;     /* of these: zero chunks, which take no memory */
     uint64_t failures;       /* fills that failed */
     uint64_t stored_bytes_read;
+    uint64_t chunks_dirty; /* written since the last snapshot */
+    uint64_t write_faults; /* first writes to clean chunks */
 };
 
 /* What a touch of a chunk that can't be filled does: leave an error for the thread, or raise
@@ -186,6 +188,7 @@ enum lm_on_error { LM_ON_ERROR_RAISE = 0, LM_ON_ERROR_SIGBUS = 1 };
 struct lm_region_options {
     int32_t on_error;    /* enum lm_on_error */
     int32_t is_writable; /* what is written is to be there in a forked child, too */
+    int32_t is_tracked;  /* find out which chunks are written, for snapshots */
     uint64_t
         page_bytes; /* of the system's pool of huge pages.  An object smaller than one
                           * has ordinary pages all the same */
@@ -220,6 +223,8 @@ uint64_t lm_region_evict(lm_region *region, uint64_t offset, uint64_t nbytes);
 uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
                              uint64_t chunks, uint8_t *mask);
 void lm_region_stats(const lm_region *region, struct lm_region_stats *out);
+/* Chunks written since the last snapshot; 0 where writes are not tracked. */
+uint64_t lm_region_dirty(const lm_region *region);
 /* Failed fills of a region: begun, and with no false bytes left in memory.  An operation saw
  * no false bytes if `over` before it equals `begun` after it. */
 struct lm_failure_counts {
@@ -269,8 +274,9 @@ struct lm_pager_stats {
     uint64_t eagain;
     uint64_t enoent;
     uint64_t enomem;
-    uint64_t refused; /* EINVAL and EFAULT */
-    uint64_t poisons; /* UFFDIO_POISON calls */
+    uint64_t refused;  /* EINVAL and EFAULT */
+    uint64_t poisons;  /* UFFDIO_POISON calls */
+    uint64_t protects; /* UFFDIO_WRITEPROTECT calls */
     uint64_t regions_live;
     uint64_t arenas;
     uint64_t handlers;
@@ -321,6 +327,49 @@ int lm_writer_commit(lm_writer *writer, const char *manifest, uint64_t manifest_
 void lm_writer_close(lm_writer *writer);
 /* Make the names in the folder of `path` durable. */
 int lm_sync_folder(const char *path);
+
+/* ---- snapshots -------------------------------------------------------------------------- */
+
+typedef struct lm_snapshot lm_snapshot;
+
+struct lm_snapshot_part {
+    lm_region *region; /* tracked, of an object in the writer's store */
+    struct lm_encoding encoding;
+};
+
+struct lm_snapshot_stats {
+    uint64_t chunks_frozen; /* a region's chunks */
+    uint64_t pause_ns;      /* for which writers were held */
+};
+
+/* Freeze what was written to the regions: what threads write from here on does not belong to
+ * the snapshot, at one moment for all regions.  One snapshot of a writer at a time, and none
+ * of its other jobs meanwhile. */
+int lm_snapshot_begin(lm_writer *writer, const struct lm_snapshot_part *parts,
+                      int count, lm_snapshot **out, struct lm_snapshot_stats *stats,
+                      struct lm_error *err);
+/* Append it, on all cores.  *out is NULL where there is nothing to do. */
+int lm_snapshot_write(lm_snapshot *snapshot, lm_job **out);
+/* After the job: append what has changed of the indexes.  `out` has an element for each part:
+ * the new root, and of the chunks that were frozen those that differ from what is stored. */
+int lm_snapshot_end(lm_snapshot *snapshot, struct lm_written *out,
+                    struct lm_error *err);
+/* After the commit (1): what nobody has written to since is clean.  Or instead of it (0): all
+ * that was frozen is dirty again. */
+void lm_snapshot_close(lm_snapshot *snapshot, int is_committed);
+
+/* Let the region show another state of its object: chunks that differ, and those written, are
+ * dropped.  `*dropped`: how many were in memory.  On an error nothing has changed. */
+int lm_region_restore(lm_region *region, lm_store *store, const struct lm_root *root,
+                      uint64_t *dropped, struct lm_error *err);
+/* Read the object from another index, of the same chunks, from now on; what is in memory
+ * stays.  0 or -ENOMEM. */
+int lm_object_rebase(lm_object *object, lm_store *store, const struct lm_root *root);
+/* The next run of chunks, from `from` on, in which two objects of equal length and chunks
+ * differ, by their index: equal bytes may be stored twice.  1, 0 if there is none, or an
+ * error. */
+int lm_object_diff(lm_object *a, lm_object *b, uint64_t from, uint64_t *first,
+                   uint64_t *count, struct lm_error *err);
 
 /* ---- switches for tests ---------------------------------------------------------------- */
 

@@ -10,8 +10,8 @@
 
 /* ---- what chunks are read from ---------------------------------------------------------------- */
 
-static struct lm__base *base_new(lm_store *store, uint64_t chunks,
-                                 const struct lm_root *root)
+struct lm__base *lm__base_new(lm_store *store, uint64_t chunks,
+                              const struct lm_root *root)
 {
     struct lm__base *base = calloc(1, sizeof *base);
     if (!base)
@@ -52,7 +52,7 @@ int lm_object_open(lm_store *store, const struct lm_object_spec *spec, lm_object
         o->spec = *spec;
         o->chunk_shift = lm__log2(spec->chunk_bytes);
         o->chunks = lm__div_up(spec->object_bytes, spec->chunk_bytes);
-        o->base = base_new(store, o->chunks, &spec->root);
+        o->base = lm__base_new(store, o->chunks, &spec->root);
     }
     if (!o || !o->base) {
         free(o);
@@ -84,17 +84,38 @@ struct lm__base *lm__object_base(lm_object *o)
     return base;
 }
 
-int lm__object_rebase(lm_object *o, lm_store *store, const struct lm_root *root)
+void lm__object_set_base(lm_object *o, struct lm__base *base)
 {
-    struct lm__base *fresh = base_new(store, o->chunks, root);
-    if (!fresh)
-        return -ENOMEM;
     pthread_mutex_lock(&o->lock);
     struct lm__base *old = o->base;
-    o->base = fresh;
+    o->base = base;
     pthread_mutex_unlock(&o->lock);
     lm__base_drop(old);
+}
+
+int lm_object_rebase(lm_object *o, lm_store *store, const struct lm_root *root)
+{
+    struct lm__base *base = lm__base_new(store, o->chunks, root);
+    if (!base)
+        return -ENOMEM;
+    lm__object_set_base(o, base);
     return 0;
+}
+
+int lm_object_diff(lm_object *a, lm_object *b, uint64_t from, uint64_t *first,
+                   uint64_t *count, struct lm_error *err)
+{
+    if (a->spec.object_bytes != b->spec.object_bytes ||
+        a->spec.chunk_bytes != b->spec.chunk_bytes)
+        return lm__fail(err, lm__error(-EINVAL, "objects"));
+    struct lm__scratch scratch = lm__scratch_take();
+    struct lm__base *old = lm__object_base(a), *new = lm__object_base(b);
+    int rc = lm__index_diff(&old->index, &old->store->source, &new->index,
+                            &new->store->source, from, &scratch, first, count, err);
+    lm__base_drop(old);
+    lm__base_drop(new);
+    lm__scratch_give(&scratch);
+    return rc;
 }
 
 /* ---- chunks ------------------------------------------------------------------------------------- */

@@ -166,7 +166,7 @@ static struct lm__span false_span(const lm_region *r, const struct lm__failed *f
 {
     size_t page_bytes = lm__region_page_bytes(r);
     uintptr_t low = f->span.addr, high = f->span.addr + f->span.bytes;
-    if ((met <= PAGEWISE_MAX && !f->is_interrupt) || f->from == LM_CHUNK_CLEAN) {
+    if ((met <= PAGEWISE_MAX && !f->is_interrupt) || f->from != LM_CHUNK_ABSENT) {
         size_t beside = times > 0 && f->from == LM_CHUNK_ABSENT ? page_bytes : 0;
         low = f->page - low > beside ? f->page - beside : low;
         high =

@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -92,6 +93,55 @@ int lm__page_is_present(uintptr_t addr)
     size_t page_bytes = lm__page_bytes();
     mincore((void *)lm__round_down(addr, page_bytes), page_bytes, &present);
     return present & 1;
+}
+
+/* ---- PAGEMAP_SCAN, since Linux 6.7 ---- */
+
+struct pm_scan_arg {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+struct page_region {
+    uint64_t start, end, categories;
+};
+#define PAGEMAP_SCAN    _IOWR('f', 16, struct pm_scan_arg)
+#define PAGE_IS_PFNZERO (1ull << 5)
+
+/* How many runs of pages of the range are not the page of zeros, 1 standing for all; or -1. */
+static long pages_not_zero(uintptr_t addr, size_t bytes)
+{
+    struct page_region found;
+    struct pm_scan_arg arg = {.size = sizeof arg,
+                              .start = addr,
+                              .end = addr + bytes,
+                              .vec = (uintptr_t)&found,
+                              .vec_len = 1,
+                              .max_pages = 1,
+                              .category_inverted = PAGE_IS_PFNZERO,
+                              .category_mask = PAGE_IS_PFNZERO,
+                              .return_mask = PAGE_IS_PFNZERO};
+    int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    long runs = pagemap < 0 ? -1 : ioctl(pagemap, PAGEMAP_SCAN, &arg);
+    if (pagemap >= 0)
+        close(pagemap);
+    return runs;
+}
+
+int lm__pages_are_zero(uintptr_t addr, size_t bytes)
+{
+    return pages_not_zero(addr, bytes) == 0;
+}
+
+int lm__pages_can_tell_zero(void)
+{
+    static _Atomic int answer; /* 0: not asked yet; else 1 + the answer */
+    int known = lm_load_relaxed(&answer);
+    if (known == 0) {
+        uintptr_t page = lm__round_down((uintptr_t)&known, lm__page_bytes());
+        known = 1 + (pages_not_zero(page, lm__page_bytes()) >= 0);
+        lm_store_relaxed(&answer, known);
+    }
+    return known - 1;
 }
 
 unsigned lm__cores(void)

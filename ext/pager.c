@@ -121,6 +121,7 @@ static void fork_prepare(void)
     lm__fill_fork_prepare(); /* no chunk is FILLING from here on */
     lm__waiters_fork_prepare();
     lm__kept_fork_prepare();
+    lm__freeze_fork_prepare();
     lm__workers_fork_prepare();
     lm__region_fork_prepare();
     lm__failure_fork_prepare();
@@ -135,6 +136,7 @@ static void fork_done(void)
     lm__failure_fork_done();
     lm__region_fork_done();
     lm__workers_fork_done();
+    lm__freeze_fork_done();
     lm__kept_fork_done();
     lm__waiters_fork_done();
     lm__fill_fork_done();
@@ -155,6 +157,7 @@ static void fork_child(void)
     lm__waiters_fork_child();
     lm__workers_fork_child();
     lm__failure_fork_child();
+    lm__freeze_fork_child();
     if (g_pager.is_started) {
         lm__uffd_stop();
         g_pager.start_error = start();

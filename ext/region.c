@@ -45,6 +45,7 @@ struct lm__arena {
     size_t free_count;
     int served_dangling; /* free slots may hold pages */
     int is_lost;         /* a forked child could not register it: no slot to hand out */
+    int is_tracked;      /* fixed after open, but in a forked child */
 };
 
 static pthread_mutex_t g_map_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -83,11 +84,15 @@ static int arena_map(struct lm__arena *a)
     if (!p)
         return -errno;
     a->addr = (uintptr_t)p;
-    return munlock(p, a->bytes) < 0 ? -errno : lm__uffd_register(a->addr, a->bytes);
+    if (munlock(p, a->bytes) < 0)
+        return -errno;
+    return a->is_tracked ? lm__uffd_register_tracked(a->addr, a->bytes)
+                         : lm__uffd_register(a->addr, a->bytes);
 }
 
-/* An arena of slots of 2^slot_shift bytes; or of one slot, if it must be larger. */
-static int arena_new(size_t bytes, unsigned slot_shift, unsigned page_shift,
+/* An arena for the region and its like, of slots of 2^slot_shift bytes; or of one slot, if it
+ * must be larger. */
+static int arena_new(const lm_region *r, size_t bytes, unsigned slot_shift,
                      struct lm__arena **out)
 {
     struct lm__arena *a = calloc(1, sizeof *a);
@@ -96,7 +101,8 @@ static int arena_new(size_t bytes, unsigned slot_shift, unsigned page_shift,
         return rc;
     a->bytes = bytes;
     a->slot_shift = slot_shift;
-    a->page_shift = page_shift;
+    a->page_shift = r->page_shift;
+    a->is_tracked = r->tracking == LM_TRACK_PROTECT;
     a->slots = bytes >> slot_shift ? bytes >> slot_shift : 1;
     a->regions = calloc(a->slots, sizeof a->regions[0]);
     a->free_slots = malloc(a->slots * sizeof a->free_slots[0]);
@@ -164,14 +170,15 @@ static void arena_remove_locked(struct lm__arena *a)
 
 /* ---- slots ---------------------------------------------------------------------------------------- */
 
-static struct lm__arena *arena_with_room_locked(unsigned slot_shift)
+static struct lm__arena *arena_with_room_locked(unsigned slot_shift, int is_tracked)
 {
     /* Newest last in address order need not be fullest, but arenas are few. */
-    for (size_t i = 0; i < g_arena_count; i++)
-        if (g_arenas[i]->slot_shift == slot_shift && !g_arenas[i]->is_lost &&
-            (g_arenas[i]->free_count > 0 ||
-             g_arenas[i]->used_slots < g_arenas[i]->slots))
-            return g_arenas[i];
+    for (size_t i = 0; i < g_arena_count; i++) {
+        struct lm__arena *a = g_arenas[i];
+        if (a->slot_shift == slot_shift && a->is_tracked == is_tracked && !a->is_lost &&
+            (a->free_count > 0 || a->used_slots < a->slots))
+            return a;
+    }
     return NULL;
 }
 
@@ -211,12 +218,13 @@ static int slot_take(lm_region *r)
             slot_shift++;
 
     pthread_mutex_lock(&g_map_lock);
-    struct lm__arena *a = is_shared ? arena_with_room_locked(slot_shift) : NULL;
+    int is_tracked = r->tracking == LM_TRACK_PROTECT;
+    struct lm__arena *a =
+        is_shared ? arena_with_room_locked(slot_shift, is_tracked) : NULL;
     int rc = 0;
     if (!a) {
         /* Nobody faults on an arena that nobody knows: mapping it under the lock is safe. */
-        rc = arena_new(is_shared ? SHARED_ARENA_BYTES : r->bytes, slot_shift,
-                       r->page_shift, &a);
+        rc = arena_new(r, is_shared ? SHARED_ARENA_BYTES : r->bytes, slot_shift, &a);
         if (rc == 0 && (rc = arena_insert_locked(a)) != 0)
             arena_free(a);
     }
@@ -356,7 +364,8 @@ static int copy_present(const lm_region *r, uintptr_t to)
 {
     size_t page_bytes = lm__region_page_bytes(r);
     uint64_t idx = 0, count = r->chunks.count;
-    for (; (idx = lm__chunks_next_clean(&r->chunks, idx, count)) < count; idx++) {
+    for (; (idx = lm__chunks_next(&r->chunks, idx, count, LM_CHUNKS_RESIDENT)) < count;
+         idx++) {
         struct lm__span span = lm__region_span(r, idx);
         for (uintptr_t page = span.addr; page < span.addr + span.bytes;
              page += page_bytes)
@@ -398,10 +407,22 @@ unmap:
     return -1;
 }
 
+/* What a child writes stays its own: nobody tracks it, and it is nobody's snapshot. */
+static void track_no_more(struct lm__arena *a)
+{
+    a->is_tracked = 0;
+    for (size_t i = 0; i < a->used_slots; i++)
+        if (a->regions[i]) {
+            a->regions[i]->tracking = LM_TRACK_NONE;
+            memset(&a->regions[i]->writes, 0, sizeof a->regions[i]->writes);
+        }
+}
+
 void lm__region_fork_child(void)
 {
     for (size_t i = 0; i < g_arena_count; i++) {
         struct lm__arena *a = g_arenas[i];
+        track_no_more(a);
         int is_huge = a->page_shift != lm__log2(lm__page_bytes());
         if (!lm__uffd_is_open() || (is_huge && arena_make_ordinary(a) != 0) ||
             lm__uffd_register(a->addr, a->bytes) != 0)
@@ -445,7 +466,7 @@ int lm_region_open(lm_object *object, const struct lm_region_options *options,
     r->refs = 1;
     r->object = object;
     r->on_error = (enum lm_on_error)options->on_error;
-    r->is_writable = options->is_writable;
+    r->is_writable = options->is_writable || options->is_tracked;
     uint64_t object_bytes = object->spec.object_bytes;
     r->page_shift = lm__log2(object_bytes < options->page_bytes || !options->page_bytes
                                  ? lm__page_bytes()
@@ -453,6 +474,9 @@ int lm_region_open(lm_object *object, const struct lm_region_options *options,
     r->chunk_shift =
         object->chunk_shift > r->page_shift ? object->chunk_shift : r->page_shift;
     r->bytes = lm__round_up(object_bytes, lm__region_page_bytes(r));
+    if (options->is_tracked)
+        r->tracking =
+            lm__uffd_can_track(r->page_shift) ? LM_TRACK_PROTECT : LM_TRACK_ALL;
     int rc =
         lm__chunks_init(&r->chunks, lm__div_up(object_bytes, 1ull << r->chunk_shift));
     if (rc != 0)
@@ -524,7 +548,8 @@ size_t lm__region_chunk_bytes(const lm_region *r, uint64_t chunk_idx)
 int lm__region_can_move(const lm_region *r)
 {
     return r->addr % LM_HUGE_BYTES == 0 && !lm__region_is_hugetlb(r) &&
-           lm__uffd_can_move() && lm__pages_can_be_huge();
+           r->tracking == LM_TRACK_NONE && lm__uffd_can_move() &&
+           lm__pages_can_be_huge();
 }
 
 void lm__region_blame(const lm_region *r, uint64_t chunk_idx, struct lm_error *err)
@@ -537,8 +562,15 @@ uint64_t lm_region_residency(const lm_region *r, uint64_t first_chunk, uint64_t 
                              uint8_t *mask)
 {
     uint64_t left = first_chunk < r->chunks.count ? r->chunks.count - first_chunk : 0;
-    return lm__chunks_mark_clean(&r->chunks, first_chunk, chunks < left ? chunks : left,
-                                 mask);
+    return lm__chunks_mark_resident(&r->chunks, first_chunk,
+                                    chunks < left ? chunks : left, mask);
+}
+
+uint64_t lm_region_dirty(const lm_region *r)
+{
+    return lm_load_seq_cst(&r->lost) || r->tracking == LM_TRACK_NONE
+               ? 0
+               : lm_load_seq_cst(&r->chunks.dirty);
 }
 
 void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
@@ -557,6 +589,8 @@ void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
         .zero_fills = lm_load_relaxed(&r->zero_fills),
         .failures = lm_load_relaxed(&r->failures),
         .stored_bytes_read = lm_load_relaxed(&r->stored_bytes_read),
+        .chunks_dirty = lm_region_dirty(r),
+        .write_faults = lm_load_relaxed(&r->writes.faults),
     };
 }
 

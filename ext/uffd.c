@@ -42,16 +42,24 @@
 
 #include "internal.h"
 
-#define UFFD_API                     0xAAull
-#define UFFD_USER_MODE_ONLY          1
-#define UFFD_EVENT_PAGEFAULT         0x12
-#define UFFDIO_REGISTER_MODE_MISSING 1ull
-#define UFFDIO_MODE_DONTWAKE         1ull        /* of COPY and its like */
-#define UFFD_FEATURE_EVENT_REMAP     (1ull << 2) /* memory that moves stays ours */
-#define UFFD_FEATURE_THREAD_ID       (1ull << 8)
-#define UFFD_FEATURE_HUGETLB         (1ull << 4)
-#define UFFD_FEATURE_POISON          (1ull << 14)
-#define UFFD_FEATURE_MOVE            (1ull << 16)
+#define UFFD_API                          0xAAull
+#define UFFD_USER_MODE_ONLY               1
+#define UFFD_EVENT_PAGEFAULT              0x12
+#define UFFD_PAGEFAULT_FLAG_WRITE         1ull
+#define UFFD_PAGEFAULT_FLAG_WP            2ull
+#define UFFDIO_REGISTER_MODE_MISSING      1ull
+#define UFFDIO_REGISTER_MODE_WP           2ull
+#define UFFDIO_MODE_DONTWAKE              1ull /* of COPY and its like */
+#define UFFDIO_COPY_MODE_WP               2ull
+#define UFFDIO_WRITEPROTECT_MODE_WP       1ull
+#define UFFDIO_WRITEPROTECT_MODE_DONTWAKE 2ull
+#define UFFD_FEATURE_WP                   (1ull << 0)
+#define UFFD_FEATURE_WP_HUGETLB           (1ull << 12)
+#define UFFD_FEATURE_EVENT_REMAP          (1ull << 2) /* memory that moves stays ours */
+#define UFFD_FEATURE_THREAD_ID            (1ull << 8)
+#define UFFD_FEATURE_HUGETLB              (1ull << 4)
+#define UFFD_FEATURE_POISON               (1ull << 14)
+#define UFFD_FEATURE_MOVE                 (1ull << 16)
 
 struct uffd_msg {
     uint8_t event;
@@ -86,6 +94,10 @@ struct uffdio_move {
     uint64_t dst, src, len, mode;
     int64_t move;
 };
+struct uffdio_writeprotect {
+    struct uffdio_range range;
+    uint64_t mode;
+};
 struct uffdio_poison {
     struct uffdio_range range;
     uint64_t mode;
@@ -100,6 +112,7 @@ struct uffdio_poison {
 #define UFFDIO_COPY         _IOWR(0xAA, 0x03, struct uffdio_copy)
 #define UFFDIO_ZEROPAGE     _IOWR(0xAA, 0x04, struct uffdio_zeropage)
 #define UFFDIO_MOVE         _IOWR(0xAA, 0x05, struct uffdio_move)
+#define UFFDIO_WRITEPROTECT _IOWR(0xAA, 0x06, struct uffdio_writeprotect)
 #define UFFDIO_POISON       _IOWR(0xAA, 0x08, struct uffdio_poison)
 
 #define NUMBER_FROM                                                                    \
@@ -350,11 +363,21 @@ static int number_to_read(void)
 void lm__uffd_fork_prepare(void) { pthread_mutex_lock(&g_fetch_lock); }
 void lm__uffd_fork_done(void) { pthread_mutex_unlock(&g_fetch_lock); }
 
+static int register_mode(uintptr_t addr, size_t bytes, uint64_t mode)
+{
+    struct uffdio_register reg = {.range = {addr, bytes}, .mode = mode};
+    return control(UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+}
+
 int lm__uffd_register(uintptr_t addr, size_t bytes)
 {
-    struct uffdio_register reg = {.range = {addr, bytes},
-                                  .mode = UFFDIO_REGISTER_MODE_MISSING};
-    return control(UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+    return register_mode(addr, bytes, UFFDIO_REGISTER_MODE_MISSING);
+}
+
+int lm__uffd_register_tracked(uintptr_t addr, size_t bytes)
+{
+    return register_mode(addr, bytes,
+                         UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
 }
 
 int lm__uffd_unregister(uintptr_t addr, size_t bytes)
@@ -368,6 +391,7 @@ int lm__uffd_unregister(uintptr_t addr, size_t bytes)
 static struct {
     _Atomic uint64_t events, copies, zeropages, moves, wakes;
     _Atomic uint64_t eexist, eagain_partial, eagain, enoent, enomem, refused, poisons;
+    _Atomic uint64_t protects;
 } g_stats;
 
 int lm__uffd_read(struct lm__fault *out)
@@ -380,7 +404,12 @@ int lm__uffd_read(struct lm__fault *out)
         ssize_t got = read(uffd, &msg, sizeof msg);
         if (got == (ssize_t)sizeof msg && msg.event == UFFD_EVENT_PAGEFAULT) {
             lm_add_relaxed(&g_stats.events, 1);
-            *out = (struct lm__fault){.addr = msg.address, .tid = (int32_t)msg.ptid};
+            *out = (struct lm__fault){
+                .addr = msg.address,
+                .tid = (int32_t)msg.ptid,
+                .is_write = (msg.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0,
+                .is_protected = (msg.flags & UFFD_PAGEFAULT_FLAG_WP) != 0,
+            };
             return 0;
         }
         if (got < 0 && errno == EAGAIN)
@@ -437,6 +466,29 @@ int lm__uffd_can_poison(void) { return has_feature(UFFD_FEATURE_POISON); }
 int lm__uffd_can_move(void) { return has_feature(UFFD_FEATURE_MOVE); }
 int lm__uffd_can_hugetlb(void) { return has_feature(UFFD_FEATURE_HUGETLB); }
 
+int lm__uffd_can_track(unsigned page_shift)
+{
+    return has_feature(UFFD_FEATURE_WP) &&
+           ((size_t)1 << page_shift == lm__page_bytes() ||
+            has_feature(UFFD_FEATURE_WP_HUGETLB));
+}
+
+int lm__uffd_protect(uintptr_t addr, size_t bytes, int is_protected)
+{
+    struct uffdio_writeprotect arg = {{addr, bytes},
+                                      is_protected ? UFFDIO_WRITEPROTECT_MODE_WP
+                                                   : UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
+    const struct timespec pause = {.tv_nsec = 500000};
+    lm_add_relaxed(&g_stats.protects, 1);
+    for (int retries = 0; control(UFFDIO_WRITEPROTECT, &arg) != 0; retries++) {
+        if (errno != EAGAIN || retries == EAGAIN_RETRIES)
+            return -errno;
+        lm_add_relaxed(&g_stats.eagain, 1);
+        nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
 void lm__uffd_poison(uintptr_t addr, size_t bytes)
 {
     struct uffdio_poison arg = {{addr, bytes}, UFFDIO_MODE_DONTWAKE, 0};
@@ -453,6 +505,7 @@ struct range_left {
     size_t bytes;
     size_t page_bytes;
     int is_hugetlb;
+    int is_protected;
 };
 
 /* One ioctl, for at most `bytes_max`.  Returns 0 or an errno; *done is the bytes installed in
@@ -468,6 +521,8 @@ static int install_once(const struct range_left *left, size_t bytes_max, size_t 
     if (left->src) {
         struct uffdio_copy arg = {left->addr, (uintptr_t)left->src, bytes,
                                   UFFDIO_MODE_DONTWAKE, 0};
+        if (left->is_protected)
+            arg.mode |= UFFDIO_COPY_MODE_WP;
         lm_add_relaxed(&g_stats.copies, 1);
         rc = control(UFFDIO_COPY, &arg);
         installed = arg.copy;
@@ -543,18 +598,27 @@ static enum lm__install install(struct range_left left)
 
 enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes)
 {
-    return install((struct range_left){addr, src, bytes, lm__page_bytes(), 0});
+    return install((struct range_left){addr, src, bytes, lm__page_bytes(), 0, 0});
 }
 
 enum lm__install lm__uffd_copy_huge(uintptr_t addr, const void *src, size_t bytes,
                                     unsigned page_shift)
 {
-    return install((struct range_left){addr, src, bytes, (size_t)1 << page_shift, 1});
+    return install(
+        (struct range_left){addr, src, bytes, (size_t)1 << page_shift, 1, 0});
+}
+
+enum lm__install lm__uffd_copy_protected(uintptr_t addr, const void *src, size_t bytes,
+                                         unsigned page_shift)
+{
+    size_t page_bytes = (size_t)1 << page_shift;
+    int is_hugetlb = page_bytes != lm__page_bytes();
+    return install((struct range_left){addr, src, bytes, page_bytes, is_hugetlb, 1});
 }
 
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes)
 {
-    return install((struct range_left){addr, NULL, bytes, lm__page_bytes(), 0});
+    return install((struct range_left){addr, NULL, bytes, lm__page_bytes(), 0, 0});
 }
 
 size_t lm__uffd_move(uintptr_t addr, void *src, size_t bytes)
@@ -579,4 +643,5 @@ void lm__uffd_stats(struct lm_pager_stats *out)
     out->enomem = lm_load_relaxed(&g_stats.enomem);
     out->refused = lm_load_relaxed(&g_stats.refused);
     out->poisons = lm_load_relaxed(&g_stats.poisons);
+    out->protects = lm_load_relaxed(&g_stats.protects);
 }

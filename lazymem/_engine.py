@@ -383,10 +383,11 @@ class RegionHandle:
         on_error: str = "raise",
         *,
         is_writable: bool = False,
+        is_tracked: bool = False,
         pages: str | None = None,
     ) -> None:
         out, error = ffi.new(_REGION_OUT), _new_error()
-        fields = (ON_ERROR[on_error], is_writable, PAGE_BYTES[pages])
+        fields = (ON_ERROR[on_error], is_writable, is_tracked, PAGE_BYTES[pages])
         options = ffi.new(_REGION_OPTIONS, fields)
         code = lib.lm_region_open(obj.pointer, options, out, error)
         _check(code, error, obj.path, obj.name)

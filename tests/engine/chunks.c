@@ -20,14 +20,14 @@ static void test_one_chunk(uint64_t count, uint64_t idx)
     CHECK_EQ(lm__chunks_state(&c, idx), LM_CHUNK_ABSENT);
 
     CHECK(lm__chunks_claim(&c, idx, LM_CHUNK_ABSENT));
-    CHECK(lm__chunks_publish(&c, idx));
+    CHECK(lm__chunks_publish(&c, idx, 0));
     CHECK_EQ(lm__chunks_state(&c, idx), LM_CHUNK_CLEAN);
     CHECK_EQ(c.resident, 1);
     CHECK(!lm__chunks_claim(&c, idx, LM_CHUNK_ABSENT));
 
     CHECK(lm__chunks_claim(&c, idx, LM_CHUNK_CLEAN)); /* to be filled up */
     CHECK_EQ(c.resident, 0);
-    CHECK(lm__chunks_publish(&c, idx));
+    CHECK(lm__chunks_publish(&c, idx, 0));
     CHECK_EQ(c.resident, 1);
     lm__chunks_fini(&c);
 }
@@ -36,18 +36,18 @@ static void test_forgotten_chunks_are_absent(void)
 {
     struct lm__chunks c = {0};
     CHECK_EQ(lm__chunks_init(&c, 3), 0);
-    CHECK(lm__chunks_claim(&c, 0, LM_CHUNK_ABSENT) && lm__chunks_publish(&c, 0));
+    CHECK(lm__chunks_claim(&c, 0, LM_CHUNK_ABSENT) && lm__chunks_publish(&c, 0, 0));
     CHECK(lm__chunks_claim(&c, 1, LM_CHUNK_ABSENT)); /* stays in flight */
     lm__chunks_forget_all(&c);
     CHECK_EQ(c.resident, 0);
     CHECK_EQ(lm__chunks_state(&c, 0), LM_CHUNK_ABSENT);
     CHECK_EQ(lm__chunks_state(&c, 1), LM_CHUNK_FILLING); /* (C1) */
     CHECK(!lm__chunks_claim(&c, 1, LM_CHUNK_ABSENT));
-    CHECK(!lm__chunks_publish(&c, 1)); /* (C4) */
+    CHECK(!lm__chunks_publish(&c, 1, 0)); /* (C4) */
     CHECK_EQ(lm__chunks_state(&c, 1), LM_CHUNK_FILLING);
     lm__chunks_abandon(&c, 1);
     for (uint64_t i = 0; i < 3; i++) {
-        CHECK(lm__chunks_claim(&c, i, LM_CHUNK_ABSENT) && lm__chunks_publish(&c, i));
+        CHECK(lm__chunks_claim(&c, i, LM_CHUNK_ABSENT) && lm__chunks_publish(&c, i, 0));
         CHECK_EQ(lm__chunks_state(&c, i), LM_CHUNK_CLEAN);
     }
     CHECK_EQ(c.resident, 3);
@@ -65,7 +65,7 @@ static void *claimer(void *unused)
     for (uint64_t i = 0; i < RACE_CHUNKS; i++)
         if (lm__chunks_claim(&g_race, i, LM_CHUNK_ABSENT)) {
             lm_add_relaxed(&g_owners[i], 1);
-            CHECK(lm__chunks_publish(&g_race, i));
+            CHECK(lm__chunks_publish(&g_race, i, 0));
         }
     return NULL;
 }

@@ -6,36 +6,13 @@
  * The pool is the system's: the test adds pages to it, and takes them away again.
  */
 #define _GNU_SOURCE
+#include "pool.h"
 #include "uffd.h"
 
-#define POOL       "/proc/sys/vm/nr_hugepages"
 #define PAGE_SHIFT 21
 #define PAGE_BYTES ((size_t)1 << PAGE_SHIFT)
 #define ADDED      2
 #define PAGES      64 /* more than the pool has, or there is no test */
-
-static long pool_pages(void)
-{
-    long pages = -1;
-    FILE *f = fopen(POOL, "re");
-    if (f && fscanf(f, "%ld", &pages) != 1)
-        pages = -1;
-    if (f)
-        fclose(f);
-    return pages;
-}
-
-/* 1 if the pool has changed by `pages`. */
-static int pool_grow(long pages)
-{
-    long before = pool_pages();
-    FILE *f = before < 0 ? NULL : fopen(POOL, "we");
-    if (!f)
-        return 0;
-    fprintf(f, "%ld", before + pages);
-    fclose(f);
-    return pool_pages() == before + pages;
-}
 
 static enum lm__install copy(uint8_t *to, const uint8_t *from, size_t pages)
 {
