@@ -15,6 +15,7 @@ ERRORS += (struct.error, lz4.block.LZ4BlockError, zstandard.ZstdError)
 SEALED = 0x48674BC7  # the CRC of any bytes that end with their own CRC
 ZSTD = zstandard.ZstdDecompressor()
 RECORD = struct.Struct("<QIIIB47s")  # from the offset of the manifest on
+ENTRY = struct.Struct("<QIIBB6s")
 BITS = np.arange(32, dtype=np.uint32)
 TABLE = np.arange(256, dtype=np.uint32)  # CRC of each byte, from 0 and not inverted
 for _ in range(8):
@@ -65,23 +66,36 @@ def _load(log: bytes, at: int, stored: int, crc: int, codec: int, size: int) -> 
     return data
 
 
+def _page(log: bytes, entry: tuple, n: int, kinds: tuple = (0, 3)) -> np.ndarray:
+    """Read an index page of n entries: a plain one, a patch of one, or zeros."""
+    _, stored, _, kind, shuffled, zeros = entry
+    _check(kind in kinds and not any((shuffled, *zeros)), "wrong entry of a page")
+    if not any(entry[:4]):
+        return np.zeros(n, "V24")
+    if kind == 0:
+        return np.frombuffer(_load(log, *entry[:3], stored < 24 * n, 24 * n), "V24")
+    patch = _load(log, *entry[:3], 0, stored)
+    page = _page(log, ENTRY.unpack_from(patch), n, kinds=(0,)).copy()
+    slots, entries = map(list, zip(*struct.iter_unpack("<H24s", patch[24:])))
+    _check(slots == sorted({*slots}), "the slots of a patch do not ascend")
+    page[slots] = np.array(entries, "V24")
+    return page
+
+
 def _fill(out: np.ndarray, log: bytes, entry: tuple, level: int, fields: dict) -> None:
     """Fill zeros with what an index entry describes: a page, or at level 0 a chunk."""
     start, stored, crc, codec, shuffled, zeros = entry
-    _check(not any(zeros), "more than zeros at the end of an index entry")
-    if not any(entry[:5]):
+    if not any((*entry[:5], *zeros)):
         return
     if level:
         span = fields["chunk_bytes"] * 1024 ** (level - 1)
         parts = [out[i : i + span] for i in range(0, len(out), span)]
-        _check(codec == shuffled == 0, "an index page with a codec or filter")
-        page = _load(log, start, stored, crc, stored < 24 * len(parts), 24 * len(parts))
-        for part, child in zip(parts, struct.iter_unpack("<QIIBB6s", page)):
+        for part, child in zip(parts, ENTRY.iter_unpack(_page(log, entry, len(parts)))):
             _fill(part, log, child, level - 1, fields)
         return
     width = fields["shuffle"] if shuffled else 1
-    _check(shuffled < 2 and width > 0, "unknown filter")
-    _check(stored <= len(out), "a payload longer than its chunk")
+    is_sound = shuffled < 2 and width > 0 and stored <= len(out) and not any(zeros)
+    _check(is_sound, "wrong entry of a chunk")
     out[:] = np.frombuffer(_load(log, start, stored, crc, codec, len(out)), np.uint8)
     whole = out[: len(out) // width * width]
     whole[:] = whole.reshape(width, -1).T.flatten()
@@ -99,32 +113,20 @@ def _array(log: bytes, fields: dict) -> np.ndarray:
     dtype = np.lib.format.descr_to_dtype(_descr(fields["dtype"]))
     shape, order, chunk = fields["shape"], fields["order"], fields["chunk_bytes"]
     _check(all(type(n) is int and n >= 0 for n in shape), "wrong shape")
-    _check(not dtype.hasobject, "a dtype with Python objects")
-    length = math.prod(shape) * dtype.itemsize
-    _check(length < 2**63 and order in ("C", "F"), "wrong length or order")
+    _check(order in ("C", "F") and not dtype.hasobject, "wrong order, or objects")
     _check(chunk in [2**k for k in range(12, 25)], "wrong chunk_bytes")
-    _check(0 <= fields["shuffle"] <= chunk, "wrong shuffle")
+    length = math.prod(shape) * dtype.itemsize
+    _check(length < 2**63 and 0 <= fields["shuffle"] <= chunk, "wrong length, shuffle")
     out = np.zeros(length, np.uint8)
-    if fields["index"] is not None:
+    if (root := fields["index"]) is not None:
         level = next(d for d in range(1, 7) if chunk * 1024**d >= length)
-        _check(length > 0 and any(fields["index"]), "wrong index")
-        _fill(out, log, (*fields["index"], 0, 0, b""), level, fields)
+        _check(length > 0 and any(root[:3]) and len(root) < 5, "wrong index")
+        _fill(out, log, (*(*root, 0, 0)[:5], b""), level, fields)
     return np.ndarray(shape, dtype, out, order=order)
 
 
 def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Read the last state of a store file, or raise FormatError.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-
-    Returns
-    -------
-    tuple of dict
-        All arrays by name, and the decoded manifest.
-    """
+    """Read all arrays of a store file's last state, by name, and its manifest."""
     file = Path(path).read_bytes()
     try:
         version, zero, store, _, zeros = struct.unpack_from("<II16sQ20s", file, 8)
@@ -139,10 +141,8 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
         else:
             raise FormatError("no valid commit record")
         start, stored, size, crc, codec, zeros = RECORD.unpack_from(file, end + 56)
-        _check(not any(zeros), "more than zeros in the commit record")
-        _check(codec < 2 and size <= 255 * stored, "wrong codec or size of manifest")
-        log = file[:end]
-        text = _load(log, start, stored, crc, codec, size).decode()
+        _check(codec < 2 and size <= 255 * stored and not any(zeros), "wrong record")
+        text = _load(log := file[:end], start, stored, crc, codec, size).decode()
         manifest = json.loads(text, parse_constant=int)  # int refuses NaN
         arrays = {k: _array(log, fields) for k, fields in manifest["objects"].items()}
     except ERRORS as error:
