@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Does an operation that the disk refuses raise, spoil nothing, and succeed later?"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from tests.crash.conftest import Bench
+from tests.crash.explore import DEPTH
+from tests.crash.recorder import faults_at_each
+from tests.crash.scenarios import NAME, SCENARIOS
+from tests.crash.state import read_state
+
+REFUSALS = [
+    ("fail", "w", errno.ENOSPC),
+    ("full", "w", errno.ENOSPC),
+    ("fail", "w", errno.EIO),
+    ("fail", "s", errno.EIO),
+    ("fail", "o", errno.EROFS),
+    ("fail", "r", errno.EIO),
+]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    ("action", "kinds", "error"),
+    [
+        pytest.param(*how, id=f"{how[0]}-{how[1]}-{errno.errorcode[how[2]]}")
+        for how in REFUSALS
+    ],
+)
+def test_refused(bench: Bench, name: str, action: str, kinds: str, error: int) -> None:
+    scenario = SCENARIOS[name]
+    _, _, whole = bench.run(name)
+    for fault in faults_at_each(
+        whole.ops, action, kinds, error, for_good=action == "full"
+    ):
+        path, disk, result = bench.run(name, fault)
+        assert result.status == 0
+        assert result.answer["traceback"] == "", fault
+        (failed,) = result.answer["errors"]
+        assert failed["errno"] == error, failed
+        before = failed["steps_done"]
+        # What a sync was to make durable may count, whatever the system says.
+        assert failed["state"] in ((before, before + 1) if kinds == "s" else (before,))
+        is_there = scenario.states[failed["state"]] is not None
+        assert failed["names"] == ([NAME] if is_there else []), fault
+        # And the second try:
+        assert read_state(path) == scenario.states[-1]
+        assert os.listdir(path.parent) == [NAME]
+        findings = bench.explore(name, disk, result, max(DEPTH // 4, 4))
+        assert not findings.bad, f"{fault}: " + "\n".join(findings.bad[:10])
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    ("action", "kinds", "error"),
+    [("short", "w", 0), ("fail", "w", errno.EINTR)],
+    ids=["short", "interrupted"],
+)
+def test_writes_go_on(
+    bench: Bench, name: str, action: str, kinds: str, error: int
+) -> None:
+    _, _, whole = bench.run(name)
+    for fault in faults_at_each(whole.ops, action, kinds, error):
+        path, _, result = bench.run(name, fault)
+        assert result.answer == {"errors": [], "traceback": ""}, fault
+        assert read_state(path) == SCENARIOS[name].states[-1]

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Does a process that is killed leave the old state or the new one, whole?"""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.crash.conftest import Bench
+from tests.crash.recorder import faults_at_each
+from tests.crash.scenarios import SCENARIOS
+from tests.crash.state import read_state
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_before_any_operation(bench: Bench, name: str) -> None:
+    states = SCENARIOS[name].states
+    _, _, whole = bench.run(name)
+    for fault in faults_at_each(whole.ops, "kill", "*"):
+        path, _, result = bench.run(name, fault)
+        assert result.status == -signal.SIGKILL
+        steps_done = max([0, *(op.offset for op in result.ops if op.kind == "m")])
+        found = read_state(path)
+        assert found in states[steps_done : steps_done + 2], fault
