@@ -340,6 +340,7 @@ int lm_writer_create(const char *path, lm_writer **out, struct lm_error *err)
     int rc = w ? append_superblock(w) : -ENOMEM;
     if (rc != 0) {
         w ? lm_writer_close(w) : (void)close(fd);
+        unlink(path);
         return lm__fail(err, lm__error(rc, "superblock"));
     }
     *out = w;
