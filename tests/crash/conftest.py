@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import itertools
+import os
+import random
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.crash.disk import Disk
-from tests.crash.explore import DEPTH, SEED, Explorer, Findings
-from tests.crash.recorder import Fault, Recorder, Result
+from tests.crash.explore import DEPTH, IS_FULL, SEED, Explorer, Findings
+from tests.crash.recorder import EVER, Fault, Op, Recorder, Result
 from tests.crash.scenarios import BROKEN, NAME, SCENARIOS
+
+MEMORY = Path("/dev/shm")
 
 
 class Bench:
@@ -24,6 +29,7 @@ class Bench:
         self._recorder = Recorder(folder)
         self._number = itertools.count()
         self._explorer = Explorer(folder)
+        self._ops: dict[str, list[Op]] = {}
         self.points = self.bad = 0
 
     def run(self, name: str, fault: Fault | None = None) -> tuple[Path, Disk, Result]:
@@ -45,6 +51,18 @@ class Bench:
         assert replay.contents() == found
         return folder / NAME, disk, result
 
+    def faults(
+        self, name: str, action: str, kinds: str, error: int = 0
+    ) -> Iterator[Fault]:
+        """Yield a fault at each operation of some kinds, or at some of them."""
+        ops = self._known_ops(name)
+        count = sum(op.kind in kinds or (kinds == "*" and op.kind != "m") for op in ops)
+        numbers = list(range(1, count + 1))
+        if not IS_FULL and count > 3:
+            numbers = [1, random.Random(SEED).randrange(2, count), count]
+        for n in numbers:
+            yield Fault(action, kinds, n, EVER if action == "full" else n, error)
+
     def explore(self, name: str, disk: Disk, result: Result, depth: int) -> Findings:
         """Try the power failures of a run."""
         scenario = {**SCENARIOS, **BROKEN}[name]
@@ -53,6 +71,11 @@ class Bench:
             self.points += findings.points
             self.bad += len(findings.bad)
         return findings
+
+    def _known_ops(self, name: str) -> list[Op]:
+        if name not in self._ops:
+            self._ops[name] = self.run(name)[2].ops
+        return self._ops[name]
 
     def close(self) -> None:
         """End the recorded process."""
@@ -65,6 +88,10 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("crash"))
+    folder = tmp_path_factory.mktemp("crash")
+    if os.access(MEMORY, os.W_OK):  # real syncs would take most of the time
+        folder = Path(tempfile.mkdtemp(dir=MEMORY, prefix="lazymem-crash-"))
+    bench = Bench(folder)
     yield bench
     bench.close()
+    shutil.rmtree(folder)

@@ -8,7 +8,6 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,12 +138,3 @@ class Recorder:
         """End the process."""
         self._process.communicate(timeout=60)
         assert self._process.returncode == 0
-
-
-def faults_at_each(
-    ops: list[Op], action: str, kinds: str, error: int = 0, *, for_good: bool = False
-) -> Iterator[Fault]:
-    """Yield a fault for each operation of some kinds that a run has shown."""
-    count = sum(op.kind in kinds or (kinds == "*" and op.kind != "m") for op in ops)
-    for n in range(1, count + 1):
-        yield Fault(action, kinds, n, EVER if for_good else n, error)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import lazymem as lm
+from tests.crash.appender import Appender
 from tests.crash.state import State
 
 CHUNK = 4096
@@ -60,6 +61,28 @@ def _saved(**arrays: Any) -> Callable[[Path], object]:
     return lambda path: _save(path, **arrays)
 
 
+def _append(writer: Appender, **arrays: Any) -> None:
+    for name, array in arrays.items():
+        writer.put(name, array, CHUNK)
+    writer.commit()
+
+
+def _replace(writer: Appender) -> None:
+    writer.delete("a")
+    _append(writer, b=C, d=D)
+
+
+def _torn(path: Path) -> None:
+    """Make a store whose last commit was interrupted."""
+    _save(path, a=A)
+    whole = path.read_bytes()
+    _append(writer := Appender(path), b=B)
+    writer.close()
+    torn = path.read_bytes()[:-70]
+    assert torn.startswith(whole)
+    path.write_bytes(torn)
+
+
 SCENARIOS = {
     "save to a new name": Scenario(
         setup=_nothing,
@@ -75,6 +98,22 @@ SCENARIOS = {
         setup=_saved(b=B),
         steps=[_write],
         states=[State.of({"b": B}), State.of({"a": A, "d": D})],
+    ),
+    "append objects": Scenario(
+        setup=_saved(a=A),
+        open=Appender,
+        steps=[lambda w: _append(w, b=B), _replace],
+        states=[
+            State.of({"a": A}),
+            State.of({"a": A, "b": B}),
+            State.of({"b": C, "d": D}),
+        ],
+    ),
+    "append behind a torn tail": Scenario(
+        setup=_torn,
+        open=Appender,
+        steps=[lambda w: _append(w, c=C)],
+        states=[State.of({"a": A}), State.of({"a": A, "c": C})],
     ),
 }
 

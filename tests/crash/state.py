@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import lazymem as lm
+from tests.crash.appender import Appender
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -59,6 +60,22 @@ def read_state(path: Path) -> State | None:
             return None
         with store:
             return State(_read(store), {})
+
+
+def go_on(path: Path, state: State | None) -> None:
+    """Add to a store that holds `state`, as one does after a crash."""
+    more = np.arange(100)
+    if state is None:
+        lm.save(path, {"more": more})
+    else:
+        writer = Appender(path)
+        writer.put("more", more, 4096)
+        writer.commit()
+        writer.close()
+    arrays = {**(state.arrays if state else {}), **_arrays({"more": more})}
+    found, expected = read_state(path), State(arrays, state.snapshots if state else {})
+    if found != expected:
+        raise DamageError(f"then it can't be added to: {found}, not {expected}")
 
 
 def _read(store: lm.Store) -> dict[str, str]:

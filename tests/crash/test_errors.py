@@ -10,7 +10,6 @@ import pytest
 
 from tests.crash.conftest import Bench
 from tests.crash.explore import DEPTH
-from tests.crash.recorder import faults_at_each
 from tests.crash.scenarios import NAME, SCENARIOS
 from tests.crash.state import read_state
 
@@ -34,10 +33,7 @@ REFUSALS = [
 )
 def test_refused(bench: Bench, name: str, action: str, kinds: str, error: int) -> None:
     scenario = SCENARIOS[name]
-    _, _, whole = bench.run(name)
-    for fault in faults_at_each(
-        whole.ops, action, kinds, error, for_good=action == "full"
-    ):
+    for fault in bench.faults(name, action, kinds, error):
         path, disk, result = bench.run(name, fault)
         assert result.status == 0
         assert result.answer["traceback"] == "", fault
@@ -64,8 +60,7 @@ def test_refused(bench: Bench, name: str, action: str, kinds: str, error: int) -
 def test_writes_go_on(
     bench: Bench, name: str, action: str, kinds: str, error: int
 ) -> None:
-    _, _, whole = bench.run(name)
-    for fault in faults_at_each(whole.ops, action, kinds, error):
+    for fault in bench.faults(name, action, kinds, error):
         path, _, result = bench.run(name, fault)
         assert result.answer == {"errors": [], "traceback": ""}, fault
         assert read_state(path) == SCENARIOS[name].states[-1]

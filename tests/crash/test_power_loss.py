@@ -32,6 +32,13 @@ def test_syncs_that_do_nothing_are_found(bench: Bench, name: str) -> None:
     assert bench.explore(name, disk, result, DEPTH).bad
 
 
+def test_each_sync_of_an_append_counts(bench: Bench) -> None:
+    name = "append objects"
+    for fault in bench.faults(name, "swallow", "s"):
+        _, disk, result = bench.run(name, fault)
+        assert bench.explore(name, disk, result, DEPTH).bad, fault
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_careless_programs_are_found(bench: Bench, name: str) -> None:
     path, disk, result = bench.run(name)
