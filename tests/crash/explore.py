@@ -31,6 +31,11 @@ class Findings:
     bad: list[str] = field(default_factory=list)
     """Crash points where the store can't be read, or holds what it must not."""
 
+    def check(self, what: str) -> None:
+        """Fail if there are bad crash points."""
+        if self.bad:
+            raise AssertionError("\n".join([f"{what}: {self}", *self.bad[:10]]))
+
     def __str__(self) -> str:
         return f"{self.points} crash points, {self.images} images, {len(self.bad)} bad"
 

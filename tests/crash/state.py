@@ -81,7 +81,7 @@ def go_on(path: Path, state: State | None) -> None:
 def _read(store: lm.Store) -> dict[str, str]:
     damage = store.verify()
     if damage:
-        raise DamageError(damage)
+        raise DamageError(f"{len(damage)} errors, the first: {damage[0]}")
     arrays = {}
     for name in store:
         info = store.info(name)

@@ -48,10 +48,6 @@ class Log:
         return found
 
 
-def is_zero_or_old(image: bytes) -> bool:
-    return image in (OLD, OLD + LOST)
-
-
 def test_a_write_that_is_not_synced_is_there_or_not(tmp_path: Path) -> None:
     log = Log(tmp_path, "f")
     log.do("w", data=A)

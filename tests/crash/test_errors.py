@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+import lazymem as lm
+from lazymem.testing import failing
+from tests.crash.appender import Appender
 from tests.crash.conftest import Bench
 from tests.crash.explore import DEPTH
-from tests.crash.scenarios import NAME, SCENARIOS
-from tests.crash.state import read_state
+from tests.crash.scenarios import CHUNK, NAME, SCENARIOS, A, B
+from tests.crash.state import State, read_state
 
 REFUSALS = [
     ("fail", "w", errno.ENOSPC),
@@ -48,7 +53,33 @@ def test_refused(bench: Bench, name: str, action: str, kinds: str, error: int) -
         assert read_state(path) == scenario.states[-1]
         assert os.listdir(path.parent) == [NAME]
         findings = bench.explore(name, disk, result, max(DEPTH // 4, 4))
-        assert not findings.bad, f"{fault}: " + "\n".join(findings.bad[:10])
+        findings.check(str(fault))
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_a_failed_sync_has_lost_is_not_committed(
+    tmp_path: Path, is_lost: bool
+) -> None:
+    path = tmp_path / NAME
+    lm.save(path, a=A, chunk_bytes=CHUNK)
+    with closing(Appender(path)) as writer:
+        at = path.stat().st_size + 10
+        writer.put("b", B, CHUNK)
+        with (
+            failing("sync", errno.EIO, count=1),
+            pytest.raises(OSError, match="Errno 5"),
+        ):
+            writer.commit()
+        if is_lost:
+            with path.open("r+b") as file:
+                file.seek(at)
+                file.write(b"?")
+            with pytest.raises(OSError, match="Errno 5"):
+                writer.commit()
+        else:
+            writer.commit()
+    both = {"a": A, "b": B}
+    assert read_state(path) == State.of({"a": A} if is_lost else both)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
