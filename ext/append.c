@@ -9,6 +9,9 @@
  * (A2) Memory is bounded: a worker waits for room in the ring before it encodes.
  * (A3) After an error nothing more is appended.  A new file is then of no use; an old one is
  *      cut back to where its last whole addition ends, and goes on.
+ * (A4) After a failed sync the kernel may hold lost bytes for clean, and the next sync
+ *      succeeds without them.  So all since the last good one is written again before it,
+ *      if it can still be read and its checksum is right; else there is no more commit.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -18,6 +21,8 @@
 
 #define PAGE_GAIN_MIN_SHIFT                                                            \
     2 /* a page that shrinks by less than a quarter is stored raw */
+
+#define AGAIN_BYTES (1u << 20) /* written at once after a failed sync: to be fast */
 
 /* ---- errors -------------------------------------------------------------------------------- */
 
@@ -50,6 +55,7 @@ int lm__append_fail(lm_writer *w, struct lm_error cause, struct lm_error *err)
 void lm__append_keep(lm_writer *w)
 {
     w->kept_tail = w->tail;
+    w->kept_crc = w->crc;
     if (w->store)
         lm_store_release(&w->store->source.end_offset, w->tail);
 }
@@ -60,11 +66,47 @@ void lm__append_recover(lm_writer *w)
     if (!w->store || lm__append_check(w, &untold) == 0)
         return;
     w->tail = w->kept_tail;
+    w->crc = w->kept_crc;
     w->steps = w->steps_flushed = 0;
     w->error.code = 0;
     if (ftruncate(w->fd, (off_t)w->tail) < 0) {
         /* What is there is overwritten, or stays behind a commit, and is no record. */
     }
+}
+
+void lm__append_restart(lm_writer *w, uint64_t tail)
+{
+    w->tail = w->synced_tail = tail;
+    w->crc = 0;
+    lm__append_keep(w);
+}
+
+/* ---- syncing --------------------------------------------------------------------------------- */
+
+static int write_again(lm_writer *w)
+{
+    uint32_t crc = 0;
+    uint8_t *buf = malloc(AGAIN_BYTES);
+    int rc = buf ? 0 : -ENOMEM;
+    for (uint64_t at = w->synced_tail; rc == 0 && at < w->tail; at += AGAIN_BYTES) {
+        uint64_t left = w->tail - at;
+        size_t count = left < AGAIN_BYTES ? (size_t)left : AGAIN_BYTES;
+        rc = lm__io_pread(w->fd, at, count, buf, 0);
+        crc = lm_crc32c(crc, buf, rc == 0 ? count : 0);
+        if (rc == 0)
+            rc = lm__io_pwrite(w->fd, at, count, buf);
+    }
+    free(buf);
+    return rc == 0 && crc != w->crc ? -EIO : rc;
+}
+
+int lm__append_sync(lm_writer *w, struct lm_error *err)
+{
+    int rc = w->is_unsure ? write_again(w) : 0;
+    if (rc == 0)
+        rc = lm__io_sync(w->fd);
+    w->is_unsure = rc != 0;
+    return rc == 0 ? 0 : lm__fail(err, lm__error(rc, "sync of what was appended"));
 }
 
 /* ---- appending ------------------------------------------------------------------------------- */
@@ -81,6 +123,8 @@ int lm__append(lm_writer *w, const void *bytes, size_t count, struct lm__entry *
     e->offset = w->tail;
     e->stored_bytes = (uint32_t)count;
     w->tail += count;
+    if (w->store)
+        w->crc = lm_crc32c(w->crc, bytes, count);
     return 0;
 }
 

@@ -503,6 +503,9 @@ struct lm_writer {
     pthread_cond_t moved;          /* the ring has, or the writer has failed */
     uint64_t tail;                 /* under lock or appending, as all below */
     uint64_t kept_tail;            /* what lies before is not cut off after an error */
+    uint64_t synced_tail;          /* what lies before is on the disk, if it can be */
+    uint32_t crc, kept_crc;        /* of what lies between, up to tail and kept_tail */
+    int is_unsure;                 /* a sync has failed since */
     uint64_t steps, steps_flushed; /* of the current job */
     lm__appended_fn appended;
     void *context;
@@ -523,6 +526,10 @@ void lm__append_keep(lm_writer *w);
 /* Before something new is begun: let a store that has failed go on.  Nothing else is under
  * way. */
 void lm__append_recover(lm_writer *w);
+/* Make durable what was appended. */
+int lm__append_sync(lm_writer *w, struct lm_error *err);
+/* The writer goes on at `tail`, and knows nothing of what lies before. */
+void lm__append_restart(lm_writer *w, uint64_t tail);
 /* Append bytes, and set offset and length in *e. */
 int lm__append(lm_writer *w, const void *bytes, size_t count, struct lm__entry *e,
                struct lm_error *err);

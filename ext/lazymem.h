@@ -304,7 +304,8 @@ struct lm_written {
     uint64_t chunks_repeated;
 };
 
-/* Create `path`, which must not exist, and write the superblock. */
+/* Create `path`, which must not exist, and write the superblock.  After an error there is no
+ * such file. */
 int lm_writer_create(const char *path, lm_writer **out, struct lm_error *err);
 /* Append to a store that was opened by lm_store_open_write(); it stays open meanwhile.  What is
  * appended can be read at once, by lm_object_open() in `store`, and is there for others, and

@@ -340,6 +340,7 @@ int lm_writer_create(const char *path, lm_writer **out, struct lm_error *err)
     int rc = w ? append_superblock(w) : -ENOMEM;
     if (rc != 0) {
         w ? lm_writer_close(w) : (void)close(fd);
+        unlink(path);
         return lm__fail(err, lm__error(rc, "superblock"));
     }
     *out = w;
@@ -357,8 +358,7 @@ int lm_writer_open(lm_store *store, lm_writer **out, struct lm_error *err)
     w->store = store;
     w->last = store->record;
     /* Behind what an interrupted commit has left: nothing is ever overwritten. */
-    w->tail = store->file_bytes;
-    lm__append_keep(w);
+    lm__append_restart(w, store->file_bytes);
     *out = w;
     return 0;
 }
@@ -404,15 +404,14 @@ int lm_writer_commit(lm_writer *w, const char *manifest, uint64_t manifest_bytes
     rec.offset = lm__round_up(w->tail, LM_RECORD_ALIGN);
     lm__record_encode(&rec, bytes);
     /* A record never reaches the disk before what it commits. */
-    rc = lm__io_sync(w->fd);
+    rc = lm__append_sync(w, &cause);
     if (rc != 0)
-        return lm__append_fail(w, lm__error(rc, "commit record"), err);
+        return lm__append_fail(w, cause, err);
     rc = lm__io_pwrite(w->fd, rec.offset, sizeof bytes, bytes);
     if (rc == 0)
         rc = lm__io_sync(w->fd);
     /* From here on it may count, whatever the system says: it is not cut off again. */
-    w->tail = rec.offset + sizeof bytes;
-    lm__append_keep(w);
+    lm__append_restart(w, rec.offset + sizeof bytes);
     if (rc != 0)
         return lm__fail(err, lm__error(rc, "commit record"));
     w->last = rec;

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the crash tests share."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash.disk import Disk
+from tests.crash.explore import DEPTH, IS_FULL, SEED, Explorer, Findings
+from tests.crash.recorder import EVER, Fault, Op, Recorder, Result
+from tests.crash.scenarios import BROKEN, NAME, SCENARIOS
+
+MEMORY = Path("/dev/shm")
+
+
+class Bench:
+    """Runs scenarios, and counts what is found."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._recorder = Recorder(folder)
+        self._number = itertools.count()
+        self._explorer = Explorer(folder)
+        self._ops: dict[str, list[Op]] = {}
+        self.points = self.bad = 0
+
+    def run(self, name: str, fault: Fault | None = None) -> tuple[Path, Disk, Result]:
+        """Run a scenario; return the store file, the disk before, and the result.
+
+        The log must account for all that is in the folder.
+        """
+        before = self._folder / f"before {name}"
+        if not before.exists():
+            before.mkdir()
+            {**SCENARIOS, **BROKEN}[name].setup(before / NAME)
+        folder = self._folder / str(next(self._number))
+        shutil.copytree(before, folder)
+        disk, replay = Disk(folder), Disk(folder)
+        result = self._recorder.run(name, folder, fault)
+        for op in result.ops:
+            replay.do(op)
+        found = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert replay.contents() == found
+        return folder / NAME, disk, result
+
+    def faults(
+        self, name: str, action: str, kinds: str, error: int = 0
+    ) -> Iterator[Fault]:
+        """Yield a fault at each operation of some kinds, or at some of them."""
+        ops = self._known_ops(name)
+        count = sum(op.kind in kinds or (kinds == "*" and op.kind != "m") for op in ops)
+        numbers = list(range(1, count + 1))
+        if not IS_FULL and count > 3:
+            numbers = [1, random.Random(SEED).randrange(2, count), count]
+        for n in numbers:
+            yield Fault(action, kinds, n, EVER if action == "full" else n, error)
+
+    def explore(self, name: str, disk: Disk, result: Result, depth: int) -> Findings:
+        """Try the power failures of a run."""
+        scenario = {**SCENARIOS, **BROKEN}[name]
+        findings = self._explorer.explore(scenario, disk, result.ops, depth)
+        if name in SCENARIOS:
+            self.points += findings.points
+            self.bad += len(findings.bad)
+        return findings
+
+    def _known_ops(self, name: str) -> list[Op]:
+        if name not in self._ops:
+            self._ops[name] = self.run(name)[2].ops
+        return self._ops[name]
+
+    def close(self) -> None:
+        """End the recorded process."""
+        self._recorder.close()
+        print(
+            f"\n{self.points} crash points, {self.bad} bad opens "
+            f"(depth {DEPTH}, seed {SEED})"
+        )
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("crash")
+    if os.access(MEMORY, os.W_OK):  # real syncs would take most of the time
+        folder = Path(tempfile.mkdtemp(dir=MEMORY, prefix="lazymem-crash-"))
+    bench = Bench(folder)
+    yield bench
+    bench.close()
+    shutil.rmtree(folder)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Does an operation that the disk refuses raise, spoil nothing, and succeed later?"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import lazymem as lm
+from lazymem.testing import failing
+from tests.crash.appender import Appender
+from tests.crash.conftest import Bench
+from tests.crash.explore import DEPTH
+from tests.crash.scenarios import CHUNK, NAME, SCENARIOS, A, B
+from tests.crash.state import State, read_state
+
+REFUSALS = [
+    ("fail", "w", errno.ENOSPC),
+    ("full", "w", errno.ENOSPC),
+    ("fail", "w", errno.EIO),
+    ("fail", "s", errno.EIO),
+    ("fail", "o", errno.EROFS),
+    ("fail", "r", errno.EIO),
+]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    ("action", "kinds", "error"),
+    [
+        pytest.param(*how, id=f"{how[0]}-{how[1]}-{errno.errorcode[how[2]]}")
+        for how in REFUSALS
+    ],
+)
+def test_refused(bench: Bench, name: str, action: str, kinds: str, error: int) -> None:
+    scenario = SCENARIOS[name]
+    for fault in bench.faults(name, action, kinds, error):
+        path, disk, result = bench.run(name, fault)
+        assert result.status == 0
+        assert result.answer["traceback"] == "", fault
+        (failed,) = result.answer["errors"]
+        assert failed["errno"] == error, failed
+        before = failed["steps_done"]
+        # What a sync was to make durable may count, whatever the system says.
+        assert failed["state"] in ((before, before + 1) if kinds == "s" else (before,))
+        is_there = scenario.states[failed["state"]] is not None
+        assert failed["names"] == ([NAME] if is_there else []), fault
+        # And the second try:
+        assert read_state(path) == scenario.states[-1]
+        assert os.listdir(path.parent) == [NAME]
+        findings = bench.explore(name, disk, result, max(DEPTH // 4, 4))
+        findings.check(str(fault))
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_a_failed_sync_has_lost_is_not_committed(
+    tmp_path: Path, is_lost: bool
+) -> None:
+    path = tmp_path / NAME
+    lm.save(path, a=A, chunk_bytes=CHUNK)
+    with closing(Appender(path)) as writer:
+        at = path.stat().st_size + 10
+        writer.put("b", B, CHUNK)
+        with (
+            failing("sync", errno.EIO, count=1),
+            pytest.raises(OSError, match="Errno 5"),
+        ):
+            writer.commit()
+        if is_lost:
+            with path.open("r+b") as file:
+                file.seek(at)
+                file.write(b"?")
+            with pytest.raises(OSError, match="Errno 5"):
+                writer.commit()
+        else:
+            writer.commit()
+    both = {"a": A, "b": B}
+    assert read_state(path) == State.of({"a": A} if is_lost else both)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    ("action", "kinds", "error"),
+    [("short", "w", 0), ("fail", "w", errno.EINTR)],
+    ids=["short", "interrupted"],
+)
+def test_writes_go_on(
+    bench: Bench, name: str, action: str, kinds: str, error: int
+) -> None:
+    for fault in bench.faults(name, action, kinds, error):
+        path, _, result = bench.run(name, fault)
+        assert result.answer == {"errors": [], "traceback": ""}, fault
+        assert read_state(path) == SCENARIOS[name].states[-1]
