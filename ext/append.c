@@ -69,6 +69,7 @@ void lm__append_recover(lm_writer *w)
     w->crc = w->kept_crc;
     w->steps = w->steps_flushed = 0;
     w->error.code = 0;
+    memset(w->repeats, 0, sizeof w->repeats); /* some were behind the tail */
     if (ftruncate(w->fd, (off_t)w->tail) < 0) {
         /* What is there is overwritten, or stays behind a commit, and is no record. */
     }
@@ -252,9 +253,13 @@ int lm__append_step(lm_writer *w, uint64_t step_idx,
     slot->entry = (struct lm__entry){0};
     if (chunk->bytes)
         rc = reserve_slot(slot, chunk->count);
-    if (rc == 0 && chunk->bytes)
+    if (rc == 0 && chunk->encoded) {
+        memcpy(slot->bytes, chunk->bytes, chunk->count);
+        slot->entry = *chunk->encoded;
+    } else if (rc == 0 && chunk->bytes) {
         rc = lm__encode(chunk->enc, chunk->bytes, chunk->count, scratch, slot->bytes,
                         &slot->entry);
+    }
     pthread_mutex_lock(&w->lock);
     if (rc != 0) {
         fail_locked(w, lm__error(rc, "encoding"));

@@ -11,7 +11,7 @@
  *   region.c     waiters.c     kept.c     dirty.c     fill.c     freeze.c     ones.c     fault.c
  *   workers.c
  *   pager.c
- *   read.c prefetch.c evict.c writer.c     snapshot.c restore.c     python.c
+ *   read.c prefetch.c evict.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
  *
  * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,
@@ -100,9 +100,12 @@ int lm__io_pread(int fd, uint64_t offset, size_t bytes, void *buf, int retries);
 int lm__io_pread_cached(int fd, uint64_t offset, size_t bytes, void *buf);
 int lm__io_pwrite(int fd, uint64_t offset, size_t bytes, const void *buf);
 int lm__io_sync(int fd);
+/* Give the space of a range back, which reads as zeros from then on. */
+int lm__io_punch(int fd, uint64_t offset, uint64_t bytes);
 /* Start to read; a hint, so it can't fail. */
 void lm__io_will_need(int fd, uint64_t offset, uint64_t bytes);
 int lm__io_file_bytes(int fd, uint64_t *out);
+int lm__io_used_bytes(int fd, uint64_t *out); /* on the disk */
 /* The errno with which a test wants the next call at `point` to fail, or 0. */
 int lm__injected(int point);
 
@@ -347,6 +350,14 @@ struct lm_object {
 };
 
 void lm__store_retain(lm_store *store);
+/* As lm_store_open_at(), also while the caller prunes. */
+int lm__store_reopen(const lm_store *store, uint64_t record_offset, int is_unmarked,
+                     lm_store **out, struct lm_commit *commit, struct lm_error *err);
+/* Let nobody mark a state that it reads, and wait for those who are at it.  0 or -errno. */
+int lm__marks_close(int fd);
+void lm__marks_open(int fd);
+/* The first state at or behind `from` that a reader has marked; 0: none. */
+uint64_t lm__marks_next(int fd, uint64_t from);
 struct lm_commit lm__commit_of(const struct lm__record *rec, uint64_t file_bytes);
 void lm__object_retain(lm_object *object);
 /* What the object is read from now, with a reference. */
@@ -551,6 +562,8 @@ struct lm__chunk_bytes {
     const struct lm_encoding *enc;
     const uint8_t *bytes; /* NULL: it is unchanged */
     size_t count;
+    const struct lm__entry
+        *encoded; /* if not NULL, `bytes` are such a payload already */
 };
 int lm__append_step(lm_writer *w, uint64_t step_idx,
                     const struct lm__chunk_bytes *chunk, struct lm__scratch *scratch,

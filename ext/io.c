@@ -134,6 +134,17 @@ int lm__io_sync(int fd)
     return fsync(fd) < 0 ? -errno : 0;
 }
 
+int lm__io_punch(int fd, uint64_t offset, uint64_t bytes)
+{
+    int error = lm__injected(LM_INJECT_WRITE);
+    if (error)
+        return -error;
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+                     (off_t)bytes) < 0
+               ? -errno
+               : 0;
+}
+
 void lm__io_will_need(int fd, uint64_t offset, uint64_t bytes)
 {
     posix_fadvise(fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED);
@@ -150,6 +161,15 @@ int lm__io_file_bytes(int fd, uint64_t *out)
     if (end < 0)
         return -errno;
     *out = (uint64_t)end;
+    return 0;
+}
+
+int lm__io_used_bytes(int fd, uint64_t *out)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    *out = (uint64_t)st.st_blocks * 512;
     return 0;
 }
 

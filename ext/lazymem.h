@@ -132,6 +132,11 @@ int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
  * LM_E_LOCKED.  What an interrupted commit has left at the end is cut off. */
 int lm_store_open_write(const char *path, lm_store **out, struct lm_commit *commit,
                         struct lm_error *err);
+/* The newest state whose commit record lies before an offset and makes sense; to look for an
+ * intact one, and, with `is_writable`, to append to it. */
+int lm_store_open_before(const char *path, int is_writable, uint64_t before,
+                         lm_store **out, struct lm_commit *commit,
+                         struct lm_error *err);
 /* An earlier state of the same file, whose commit record is at `record_offset`. */
 int lm_store_open_at(lm_store *store, uint64_t record_offset, lm_store **out,
                      struct lm_commit *commit, struct lm_error *err);
@@ -371,6 +376,40 @@ int lm_object_rebase(lm_object *object, lm_store *store, const struct lm_root *r
  * error. */
 int lm_object_diff(lm_object *a, lm_object *b, uint64_t from, uint64_t *first,
                    uint64_t *count, struct lm_error *err);
+
+/* ---- pruning: the space of what no state refers to ---------------------------------------- */
+
+typedef struct lm_prune lm_prune;
+
+/* Begin to find out what is in use.  Whoever opens the store meanwhile waits. */
+int lm_prune_begin(lm_writer *writer, lm_prune **out, struct lm_error *err);
+/* The commit record of a state that a reader has open, at or behind `from`; 0: there is none. */
+uint64_t lm_prune_reader(lm_prune *prune, uint64_t from);
+/* A state of the store, which is in use. */
+int lm_prune_open(lm_prune *prune, uint64_t record_offset, lm_store **out,
+                  struct lm_commit *commit, struct lm_error *err);
+/* An object of such a state; `before`, if not NULL, is one of equal length and chunks that was
+ * given before, and shares most with it. */
+int lm_prune_keep(lm_prune *prune, lm_object *object, lm_object *before,
+                  struct lm_error *err);
+/* Give back what is not in use (1), or nothing (0).  *freed: how many bytes.  Frees `prune`
+ * whatever happens. */
+int lm_prune_end(lm_prune *prune, int is_complete, uint64_t *freed,
+                 struct lm_error *err);
+
+/* ---- copying: an object of one file to another -------------------------------------------- */
+
+typedef struct lm_copy lm_copy;
+
+/* Begin to append `from`, as it is stored, or encoded anew.  `before`, if not NULL, is one of
+ * equal length and chunks that was copied to `before_root`: only what differs is. */
+int lm_copy_begin(lm_writer *to, lm_object *from, lm_object *before,
+                  const struct lm_root *before_root, const struct lm_encoding *enc,
+                  lm_copy **out, struct lm_error *err);
+/* *out is NULL where there is nothing to do. */
+int lm_copy_write(lm_copy *copy, lm_job **out);
+/* After the job.  Frees `copy` whatever happens. */
+int lm_copy_end(lm_copy *copy, struct lm_written *out, struct lm_error *err);
 
 /* ---- switches for tests ---------------------------------------------------------------- */
 

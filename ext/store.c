@@ -134,6 +134,20 @@ static int mark(int fd, int command, short type, uint64_t offset)
 static void marks_begin(int fd) { mark(fd, F_OFD_SETLKW, F_RDLCK, PRUNING_MARK); }
 static void marks_end(int fd) { mark(fd, F_OFD_SETLK, F_UNLCK, PRUNING_MARK); }
 
+int lm__marks_close(int fd) { return mark(fd, F_OFD_SETLKW, F_WRLCK, PRUNING_MARK); }
+
+void lm__marks_open(int fd) { mark(fd, F_OFD_SETLK, F_UNLCK, PRUNING_MARK); }
+
+uint64_t lm__marks_next(int fd, uint64_t from)
+{
+    struct flock lock = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)(READ_MARKS + from)};
+    if (fcntl(fd, F_OFD_GETLK, &lock) < 0 || lock.l_type == F_UNLCK)
+        return 0;
+    uint64_t offset = (uint64_t)lock.l_start - READ_MARKS;
+    return offset < from ? from : offset;
+}
+
 static void mark_read(const lm_store *s)
 {
     mark(s->source.fd, F_OFD_SETLK, F_RDLCK, READ_MARKS + s->record.offset);
@@ -183,9 +197,49 @@ struct lm_commit lm__commit_of(const struct lm__record *rec, uint64_t file_bytes
     return commit;
 }
 
-/* Takes `fd`, or the error that opening it has given.  record_offset 0: the last. */
-static int store_new(int fd, uint64_t record_offset, const uint8_t *store_id,
-                     lm_store **out, struct lm_error *err)
+/* Which state of a file. */
+struct which {
+    enum { LAST, AT, BEFORE } place;
+    uint64_t offset;         /* of the commit record, or behind it */
+    const uint8_t *store_id; /* AT */
+    int is_unmarked;         /* by somebody who prunes */
+};
+
+/* The newest that makes sense. */
+static int read_before(lm_store *s, uint64_t before, struct lm_error *err)
+{
+    uint8_t bytes[LM_SUPERBLOCK_BYTES];
+    struct lm__superblock sb;
+    int rc = lm__io_pread(s->source.fd, 0, sizeof bytes, bytes, 0);
+    if (rc != 0)
+        return lm__fail(err, lm__error(rc, "superblock"));
+    rc = lm__superblock_decode(bytes, &sb, err);
+    uint64_t end = before < s->file_bytes ? before : s->file_bytes;
+    while (rc == 0) {
+        struct lm_error cause = lm__error(0, "");
+        rc = record_search(s->source.fd, end, sb.store_id, &s->record, &cause);
+        if (rc != LM_E_FORMAT || cause.offset >= end)
+            return rc == 0 ? 0 : lm__fail(err, cause);
+        end = cause.offset; /* sealed, but senseless: look before it */
+        rc = 0;
+    }
+    return rc;
+}
+
+static int read_state(lm_store *s, struct which which, struct lm_error *err)
+{
+    switch (which.place) {
+    case AT:
+        return record_read(s->source.fd, which.offset, which.store_id, &s->record, err);
+    case BEFORE: return read_before(s, which.offset, err);
+    case LAST: break;
+    }
+    hint_if_cold(s->source.fd, s->file_bytes);
+    return store_read_head(s, s->file_bytes, err);
+}
+
+/* Takes `fd`, or the error that opening it has given. */
+static int store_new(int fd, struct which which, lm_store **out, struct lm_error *err)
 {
     lm_store *s = calloc(1, sizeof *s);
     int rc = fd < 0 ? fd : s ? 0 : -ENOMEM;
@@ -197,16 +251,13 @@ static int store_new(int fd, uint64_t record_offset, const uint8_t *store_id,
     }
     s->refs = 1;
     s->source.fd = fd;
-    marks_begin(fd);
-    if (record_offset) {
-        rc = record_read(fd, record_offset, store_id, &s->record, err);
-    } else {
-        hint_if_cold(fd, s->file_bytes);
-        rc = store_read_head(s, s->file_bytes, err);
-    }
-    if (rc == 0)
+    if (!which.is_unmarked)
+        marks_begin(fd);
+    rc = read_state(s, which, err);
+    if (rc == 0 && !which.is_unmarked)
         mark_read(s);
-    marks_end(fd);
+    if (!which.is_unmarked)
+        marks_end(fd);
     if (rc != 0)
         goto close_fd;
     lm_store_relaxed(&s->source.end_offset, s->record.offset);
@@ -225,7 +276,7 @@ int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
 {
     /* A FIFO is no reason to wait. */
     int fd = lm__io_open(path, O_RDONLY | O_NONBLOCK, 0);
-    int rc = store_new(fd, 0, NULL, out, err);
+    int rc = store_new(fd, (struct which){0}, out, err);
     if (rc == 0)
         *commit = lm__commit_of(&(*out)->record, (*out)->file_bytes);
     return rc;
@@ -234,7 +285,7 @@ int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
 int lm_store_open_write(const char *path, lm_store **out, struct lm_commit *commit,
                         struct lm_error *err)
 {
-    int rc = store_new(open_for_writing(path), 0, NULL, out, err);
+    int rc = store_new(open_for_writing(path), (struct which){0}, out, err);
     if (rc != 0)
         return rc;
     (*out)->is_writable = 1;
@@ -242,16 +293,38 @@ int lm_store_open_write(const char *path, lm_store **out, struct lm_commit *comm
     return 0;
 }
 
-int lm_store_open_at(lm_store *store, uint64_t record_offset, lm_store **out,
-                     struct lm_commit *commit, struct lm_error *err)
+int lm_store_open_before(const char *path, int is_writable, uint64_t before,
+                         lm_store **out, struct lm_commit *commit, struct lm_error *err)
+{
+    int fd = is_writable ? open_for_writing(path)
+                         : lm__io_open(path, O_RDONLY | O_NONBLOCK, 0);
+    int rc = store_new(fd, (struct which){.place = BEFORE, .offset = before}, out, err);
+    if (rc != 0)
+        return rc;
+    (*out)->is_writable = is_writable;
+    *commit = lm__commit_of(&(*out)->record, (*out)->file_bytes);
+    return 0;
+}
+
+int lm__store_reopen(const lm_store *store, uint64_t record_offset, int is_unmarked,
+                     lm_store **out, struct lm_commit *commit, struct lm_error *err)
 {
     char path[32]; /* the same file, whatever has its name by now */
     snprintf(path, sizeof path, "/proc/self/fd/%d", store->source.fd);
-    int rc = store_new(lm__io_open(path, O_RDONLY | O_NONBLOCK, 0), record_offset,
-                       store->record.store_id, out, err);
+    struct which which = {.place = AT,
+                          .offset = record_offset,
+                          .store_id = store->record.store_id,
+                          .is_unmarked = is_unmarked};
+    int rc = store_new(lm__io_open(path, O_RDONLY | O_NONBLOCK, 0), which, out, err);
     if (rc == 0)
         *commit = lm__commit_of(&(*out)->record, (*out)->file_bytes);
     return rc;
+}
+
+int lm_store_open_at(lm_store *store, uint64_t record_offset, lm_store **out,
+                     struct lm_commit *commit, struct lm_error *err)
+{
+    return lm__store_reopen(store, record_offset, 0, out, commit, err);
 }
 
 int lm_store_manifest(lm_store *s, char *buf, struct lm_error *err)

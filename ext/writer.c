@@ -412,6 +412,7 @@ int lm_writer_commit(lm_writer *w, const char *manifest, uint64_t manifest_bytes
         rc = lm__io_sync(w->fd);
     /* From here on it may count, whatever the system says: it is not cut off again. */
     lm__append_restart(w, rec.offset + sizeof bytes);
+    w->last.sequence = rec.sequence; /* nor is its number given again */
     if (rc != 0)
         return lm__fail(err, lm__error(rc, "commit record"));
     w->last = rec;

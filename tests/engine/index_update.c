@@ -130,10 +130,10 @@ static void test_patches_are_of_the_plain_page(void)
     CHECK(lm__entry_is_equal(&same, &plain));
     CHECK_EQ(t.writer->tail, tail);
 
-    /* A quarter of a page is where patches end. */
+    /* An eighth of a page is where patches end. */
     for (uint64_t c = 0; c < 1024; c++)
         all[c].entry = test_payload(&state);
-    const uint32_t few = (24576 / 4 - 1 - LM_ENTRY_BYTES) / LM_PAIR_BYTES;
+    const uint32_t few = (24576 / 8 - 1 - LM_ENTRY_BYTES) / LM_PAIR_BYTES;
     struct lm__entry large = test_update(&t, plain, all, few);
     CHECK_EQ(large.stored_bytes, LM_ENTRY_BYTES + few * LM_PAIR_BYTES);
     CHECK_EQ(large.codec, LM_PAGE_PATCH);
