@@ -8,8 +8,9 @@
  *      end.  Pairs of flags that each side sets before it reads the other's see to that
  *      (Dekker's algorithm): at_work and is_freezing.
  *
- * Who writes chunk after chunk would fault at each.  So a run lets ever more of what follows be
- * written at once; what is not written after all is found equal when it is to be stored.
+ * Who writes chunk after chunk would fault at each.  So ever more of what follows a run is made
+ * DIRTY ahead of its writer; what is not written after all is found equal when it is to be
+ * stored.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -17,7 +18,8 @@
 
 #include "internal.h"
 
-#define RUN_BYTES_MAX ((uint64_t)2 << 20)
+#define AHEAD_BYTES_MAX ((uint64_t)16 << 20)
+#define PIECE_BYTES     ((uint64_t)2 << 20) /* a freeze waits for one */
 
 int lm__writes_begin(lm_region *r)
 {
@@ -44,35 +46,69 @@ void lm__writes_resume(lm_region *r)
     lm__waiters_wake((struct lm__span){r->addr, r->bytes});
 }
 
-/* How many chunks, from one that is written first, to let be written. */
-static uint64_t run_from(lm_region *r, uint64_t chunk_idx)
+/* Where the mapping was changed from outside it may fail: then the next write faults. */
+static void unprotect(const lm_region *r, uint64_t chunk_idx, uint64_t count)
 {
-    uint64_t most = RUN_BYTES_MAX >> r->chunk_shift;
-    uint64_t run = 1;
-    if (lm_load_relaxed(&r->writes.next) == chunk_idx && chunk_idx > 0)
-        run = 2 * lm_load_relaxed(&r->writes.run);
-    return run > most && most > 0 ? most : run;
-}
-
-/* CLEAN -> DIRTY for the chunks that follow, as far as they are CLEAN. */
-static void let_write(lm_region *r, uint64_t chunk_idx)
-{
-    uint64_t wanted = run_from(r, chunk_idx), run = 1;
-    while (run < wanted && chunk_idx + run < r->chunks.count &&
-           lm__chunks_move(&r->chunks, chunk_idx + run, LM_CHUNK_CLEAN, LM_CHUNK_DIRTY))
-        run++;
-    lm_store_relaxed(&r->writes.next, chunk_idx + run);
-    lm_store_relaxed(&r->writes.run, run);
     struct lm__span first = lm__region_span(r, chunk_idx);
-    struct lm__span last = lm__region_span(r, chunk_idx + run - 1);
+    struct lm__span last = lm__region_span(r, chunk_idx + count - 1);
     struct lm__span span = {first.addr, last.addr + last.bytes - first.addr};
     lm__pause("let write");
-    /* Where the mapping was changed from outside it may fail: then the next write faults. */
     lm__uffd_protect(span.addr, span.bytes, 0);
     lm__waiters_wake(span);
 }
 
-void lm__write_serve(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault)
+/* How many chunks to let be written ahead of one that is written first: none, or as many as
+ * the run has had so far. */
+static uint64_t ahead_of(const lm_region *r, uint64_t chunk_idx)
+{
+    uint64_t most = AHEAD_BYTES_MAX >> r->chunk_shift;
+    uint64_t run = lm_load_relaxed(&r->writes.run);
+    if (chunk_idx == 0 || lm_load_relaxed(&r->writes.next) != chunk_idx)
+        return 0;
+    return run < most ? run : most;
+}
+
+/* CLEAN -> DIRTY, from `chunk_idx` on, as far as they are CLEAN.  Returns how many. */
+static uint64_t take_clean(lm_region *r, uint64_t chunk_idx, uint64_t most)
+{
+    uint64_t count = 0;
+    while (
+        count < most && chunk_idx + count < r->chunks.count &&
+        lm__chunks_move(&r->chunks, chunk_idx + count, LM_CHUNK_CLEAN, LM_CHUNK_DIRTY))
+        count++;
+    return count;
+}
+
+/* A DIRTY chunk has a writer, who goes on at once, while we look after what may come next: the
+ * pages' protection costs as much as writing them does, but on another core.  0: a freeze has
+ * begun, and the caller's lm__writes_begin() is ended. */
+static int let_write(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch)
+{
+    uint64_t ahead = ahead_of(r, chunk_idx), next = chunk_idx + 1, count;
+    uint64_t piece = PIECE_BYTES >> r->chunk_shift;
+    lm_store_relaxed(&r->writes.next, next);
+    lm_store_relaxed(&r->writes.run, 2 * ahead + 1);
+    unprotect(r, chunk_idx, 1);
+    if (ahead > 0 && scratch->will_block)
+        scratch->will_block(scratch);
+    if (piece == 0)
+        piece = 1;
+    for (; ahead > 0; ahead -= count) {
+        count = take_clean(r, next, ahead < piece ? ahead : piece);
+        if (count == 0)
+            break;
+        next += count;
+        lm_store_relaxed(&r->writes.next, next); /* who catches up goes on from there */
+        unprotect(r, next - count, count);
+        lm__writes_end(r);
+        if (!lm__writes_begin(r))
+            return 0;
+    }
+    return 1;
+}
+
+void lm__write_serve(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
+                     struct lm__scratch *scratch)
 {
     lm_add_relaxed(&r->writes.faults, 1);
     if (!lm__writes_begin(r))
@@ -88,10 +124,10 @@ void lm__write_serve(lm_region *r, uint64_t chunk_idx, const struct lm__fault *f
         case LM_CHUNK_CLEAN:
         case LM_CHUNK_SAVED:
             is_served = lm__chunks_move(&r->chunks, chunk_idx, state, LM_CHUNK_DIRTY);
-            if (is_served)
-                let_write(r, chunk_idx);
+            if (is_served && !let_write(r, chunk_idx, scratch))
+                return;
             break;
-        case LM_CHUNK_DIRTY: let_write(r, chunk_idx); break;
+        case LM_CHUNK_DIRTY: unprotect(r, chunk_idx, 1); break;
         case LM_CHUNK_ABSENT: /* dropped meanwhile: it faults anew */
             lm__waiters_wake(
                 (struct lm__span){lm__waiter_of(fault).page, lm__page_bytes()});

@@ -827,7 +827,7 @@ void lm__writes_pause(lm_region *region);
 void lm__writes_resume(lm_region *region);
 /* Serve a write to a page that is protected. */
 void lm__write_serve(lm_region *region, uint64_t chunk_idx,
-                     const struct lm__fault *fault);
+                     const struct lm__fault *fault, struct lm__scratch *scratch);
 
 /* ---- freeze.c --------------------------------------------------------------------------------------------- */
 
