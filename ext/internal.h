@@ -325,7 +325,7 @@ int lm__index_diff(struct lm__index *a, struct lm__source *a_source,
 
 struct lm_store {
     _Atomic uint32_t refs;
-    int is_writable; /* fixed after open */
+    int32_t writer_pid; /* of the process that may append; 0: none.  Fixed after open */
     struct lm__source source;
     uint64_t file_bytes;
     struct lm__record
@@ -350,6 +350,8 @@ struct lm_object {
 };
 
 void lm__store_retain(lm_store *store);
+/* Let other writers in, though objects may keep the file open. */
+void lm__store_unlock(lm_store *store);
 /* As lm_store_open_at(), also while the caller prunes. */
 int lm__store_reopen(const lm_store *store, uint64_t record_offset, int is_unmarked,
                      lm_store **out, struct lm_commit *commit, struct lm_error *err);
@@ -508,6 +510,7 @@ typedef int (*lm__appended_fn)(void *context, uint64_t chunk, const struct lm__e
 struct lm_writer {
     lm_store *store; /* that is appended to; NULL: a new file, which is the writer's */
     int fd;
+    uint64_t next_sequence, next_time_ns; /* of the next commit; 0: as they come */
     struct lm__record
         last; /* of a new file, nothing but the store id is set at first */
     pthread_mutex_t lock;

@@ -72,6 +72,22 @@ def _replace(writer: Appender) -> None:
     _append(writer, b=C, d=D)
 
 
+def _write_and_snapshot(store: lm.Store) -> None:
+    store["a"][:100] = C[:100]
+    store.snapshot("one")
+
+
+def _change_all_and_snapshot(store: lm.Store) -> None:
+    store["a"][:] = B
+    store.put("d", D, chunk_bytes=CHUNK)
+    store.snapshot("two")
+
+
+def _go_back(store: lm.Store) -> None:
+    store.restore("one", discard=True)
+    store.flush()
+
+
 def _torn(path: Path) -> None:
     """Make a store whose last commit was interrupted."""
     _save(path, a=A)
@@ -82,6 +98,11 @@ def _torn(path: Path) -> None:
     assert torn.startswith(whole)
     path.write_bytes(torn)
 
+
+AC = np.concatenate([C[:100], A[100:]])
+_ONE: dict[str, Any] = {"one": {"a": AC}}
+_TWO: dict[str, Any] = {"two": {"a": B, "d": D}}
+_BOTH = {**_ONE, **_TWO}
 
 SCENARIOS = {
     "save to a new name": Scenario(
@@ -114,6 +135,23 @@ SCENARIOS = {
         open=Appender,
         steps=[lambda w: _append(w, c=C)],
         states=[State.of({"a": A}), State.of({"a": A, "c": C})],
+    ),
+    "write to arrays": Scenario(
+        setup=_saved(a=A),
+        open=lambda path: lm.open(path, "r+"),
+        steps=[
+            _write_and_snapshot,
+            _change_all_and_snapshot,
+            _go_back,
+            lambda store: store.delete_snapshot("one"),
+        ],
+        states=[
+            State.of({"a": A}),
+            State.of({"a": AC}, **_ONE),
+            State.of({"a": B, "d": D}, **_BOTH),
+            State.of({"a": AC}, **_BOTH),
+            State.of({"a": AC}, **_TWO),
+        ],
     ),
 }
 

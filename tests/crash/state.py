@@ -59,7 +59,12 @@ def read_state(path: Path) -> State | None:
         except FileNotFoundError:
             return None
         with store:
-            return State(_read(store), {})
+            snapshots = {}
+            for entry in store.log():
+                if entry.name is not None:
+                    with lm.open(path, at=entry) as earlier:
+                        snapshots[entry.name] = _read(earlier)
+            return State(_read(store), snapshots)
 
 
 def go_on(path: Path, state: State | None) -> None:
