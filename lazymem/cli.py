@@ -424,13 +424,26 @@ def _store_facts(store: lm.Store) -> dict[str, Any]:
 @cli.command()
 @_file_argument
 @_at_option
+@click.option(
+    "--repair",
+    "is_repair",
+    is_flag=True,
+    help="Let the newest intact state be the last one again; nothing is overwritten.",
+)
 @_json_option
 @click.pass_context
-def verify(ctx: click.Context, file: str, at: str | None, as_json: bool) -> None:
+def verify(
+    ctx: click.Context, file: str, at: str | None, is_repair: bool, as_json: bool
+) -> None:
     """Check every checksum of FILE and decode every chunk.
 
     Prints a line for each damaged place, and then ends with exit code 3.
     """
+    if is_repair:
+        if at is not None:
+            raise click.UsageError("--repair finds the state itself: leave --at out")
+        _repair(file, as_json=as_json)
+        return
     objects = nbytes = torn_bytes = 0
     damage: list[Exception]
     try:
@@ -460,6 +473,21 @@ def verify(ctx: click.Context, file: str, at: str | None, as_json: bool) -> None
             click.echo(f"{file}: {objects} objects, {decimal(nbytes)}: all intact")
     if damage:
         ctx.exit(_EXIT_DAMAGED)
+
+
+def _repair(file: str, *, as_json: bool) -> None:
+    done = lm.repair(file, progress=_bars())
+    if as_json:
+        _print_json({"path": file, **asdict(done)})
+        return
+    for number, why in done.damaged:
+        click.echo(f"commit {number}: {why}")
+    name = "" if done.name is None else f", {done.name}"
+    state = f"commit {done.sequence}{name}"
+    if done.is_repaired:
+        click.echo(f"{file}: {state} is intact, and is the last state again")
+    else:
+        click.echo(f"{file}: the last state, {state}, is intact")
 
 
 def _name(exc: Exception) -> str | None:
@@ -590,6 +618,36 @@ def delete_snapshot(file: str, snapshot: str, as_json: bool) -> None:
         _print_json([_snapshot_json(entry) for entry in entries])
     else:
         click.echo(f"{file}: {len(entries)} snapshots are left")
+
+
+@cli.command()
+@_file_argument
+@_json_option
+def prune(file: str, as_json: bool) -> None:
+    """Give back the space of what no snapshot of FILE needs any more."""
+    with lm.open(file, "r+") as store:
+        freed = store.prune()
+    if as_json:
+        _print_json({"path": file, "freed_bytes": freed})
+    else:
+        click.echo(f"{file}: {decimal(freed)} given back")
+
+
+@cli.command()
+@_file_argument
+@click.option("--codec", type=click.Choice(["zstd", "lz4", "none"]))
+@click.option("--level", type=int, help="Of the codec; either encodes all anew.")
+@_json_option
+def compact(file: str, codec: str | None, level: int | None, as_json: bool) -> None:
+    """Copy FILE, with its snapshots, without what nobody needs; it takes its place."""
+    before = os.path.getsize(file)
+    with lm.open(file, "r+") as store:
+        store.compact(codec=codec, level=level, progress=_bars())
+    after = os.path.getsize(file)
+    if as_json:
+        _print_json({"path": file, "before_bytes": before, "after_bytes": after})
+    else:
+        click.echo(f"{file}: {decimal(before)} before, {decimal(after)} now")
 
 
 # ---- doctor --------------------------------------------------------------------------

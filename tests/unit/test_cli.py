@@ -453,6 +453,39 @@ def test_delete_snapshot_forgets_it(lived: Path) -> None:
     assert lm.open(lived)["new"].tolist() == [3]
 
 
+def test_prune_and_compact_keep_what_is_left(lived: Path) -> None:
+    run("delete-snapshot", lived, "2024")
+    assert json.loads(run("prune", lived, "--json").stdout)["freed_bytes"] >= 0
+    assert "given back" in run("prune", lived).stdout
+    sizes = json.loads(run("compact", lived, "--json").stdout)
+    assert 0 < sizes["after_bytes"] == lived.stat().st_size <= sizes["before_bytes"]
+    assert run("compact", lived, "--codec", "none").exit_code == 0
+    with lm.open(lived) as store:
+        assert store.verify() == []
+        assert {store.info(name).codec for name in store} == {"none"}
+        assert [entry.name for entry in store.log()] == ["later"]
+    assert run("compact", lived, "--codec", "gzip").exit_code == 2
+
+
+def test_repair_of_a_damaged_end(lived: Path) -> None:
+    assert (
+        "the last state, commit 4, is intact" in run("verify", "--repair", lived).stdout
+    )
+    with lm.open(lived) as store:
+        offset = store.log()[-1].offset
+    data = bytearray(lived.read_bytes())
+    data[offset + 128] ^= 1  # the first byte of the commit behind it
+    lived.write_bytes(data)
+    assert run("verify", lived).exit_code == 3
+    text = run("verify", "--repair", lived).stdout
+    assert "commit 4: " in text
+    assert "commit 3, later is intact, and is the last state again" in text
+    assert run("verify", lived).exit_code == 0
+    done = json.loads(run("verify", "--repair", lived, "--json").stdout)
+    assert not done["is_repaired"]
+    assert run("verify", "--repair", "--at", "2024", lived).exit_code == 2
+
+
 def test_a_store_that_is_written_is_one_line(lived: Path) -> None:
     with lm.open(lived, "r+"):
         assert_one_line_error(run("restore", lived, "2024"), "this process has it open")
