@@ -373,7 +373,7 @@ def test_an_earlier_state_can_be_read_while_the_store_is_written(three: Path) ->
 
 def test_a_snapshot_that_is_not_there_says_which_are(three: Path) -> None:
     with pytest.raises(lm.SnapshotNotFoundError, match="it has 1, 'one', 'two'") as e:
-        lm.open(twoe, at="thre")
+        lm.open(three, at="tree")
     assert isinstance(e.value, KeyError)
     other = lm.SnapshotInfo(2, "one", "", datetime.now(timezone.utc), 1, 0, 0, 4096)
     for missing in (0, 7, other, "2"):
