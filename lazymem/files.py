@@ -80,7 +80,11 @@ def place(temporary: str, path: str) -> None:
         os.rename(temporary, path)
     else:
         os.unlink(temporary)
-    _engine.sync_folder(path)
+    try:
+        _engine.sync_folder(path)
+    except OSError:
+        os.unlink(path)  # a later sync of the folder may not cover it any more
+        raise
 
 
 def file_exists(path: str) -> FileExistsError:
