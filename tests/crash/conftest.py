@@ -45,11 +45,16 @@ class Bench:
         shutil.copytree(before, folder)
         disk, replay = Disk(folder), Disk(folder)
         result = self._recorder.run(name, folder, fault)
-        for op in result.ops:
-            replay.do(op)
-        found = {path.name: path.read_bytes() for path in folder.iterdir()}
-        assert replay.contents() == found
+        _check_log(replay, result, folder)
         return folder / NAME, disk, result
+
+    def run_again(self, name: str, path: Path) -> Result:
+        """Run a scenario on what an earlier run has left."""
+        self._runs += 1
+        replay = Disk(path.parent)
+        result = self._recorder.run(name, path.parent)
+        _check_log(replay, result, path.parent)
+        return result
 
     def faults(
         self, name: str, action: str, kinds: str, error: int = 0
@@ -91,6 +96,13 @@ class Bench:
             f"\n{self.points} crash points of {self._runs} runs, {self.images} images, "
             f"{self.bad} bad opens (depth {DEPTH}, seed {SEED})"
         )
+
+
+def _check_log(replay: Disk, result: Result, folder: Path) -> None:
+    for op in result.ops:
+        replay.do(op)
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert replay.contents() == found
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import lazymem as lm
+from tests.crash.pruner import prune
 from tests.crash.state import Arrays, State
 
 CHUNK = 4096
@@ -348,6 +349,11 @@ BROKEN = {
     for function in (_in_place, _renamed_early, _reported_early)
 }
 """What the harness must find fault with."""
+
+OTHERS = {
+    **BROKEN,
+    "prune": Scenario(setup=_nothing, open=_editable, steps=[prune], states=[]),
+}
 
 CASES = [
     pytest.param(
