@@ -564,6 +564,7 @@ class Workspace:
                     self.history,
                     self.commit,
                     self._committed.parent,
+                    self._content["objects"],
                     encoding,
                     m,
                 )
@@ -586,8 +587,11 @@ class Workspace:
             for name, array in self._arrays.kept().items():
                 region = array._bound().region
                 info = manifest.object_info(self.path, name, objects[name])
-                if region is not None:
-                    region.object.rebase(handle, info.index)
+                try:
+                    if region is not None:
+                        region.object.rebase(handle, info.index)
+                except OSError:
+                    self._arrays.release(name, "compact() had no memory to go on")
             self._content["objects"] = objects
             self._writer.close()
             self._handle, self.commit = handle, handle.commit

@@ -143,6 +143,20 @@ def test_compact_keeps_every_snapshot(
         assert lm.open(path).info("x").codec == "lz4"
 
 
+def test_compact_copies_what_the_arrays_go_on_from(path: Path, states: States) -> None:
+    with make(path, states) as store:
+        store.restore("s0")
+        for info in store.log():
+            if info.name not in ("s4", "branch"):
+                store.delete_snapshot(info.sequence)
+        store.compact()
+        store["x"].evict()
+        assert np.array_equal(store["x"], states["s0"]["x"])
+        store["x"][3] = 3
+        snapshot(store, states, "again")
+    check(path, {name: states[name] for name in ("s4", "branch", "again")})
+
+
 def test_compact_makes_a_smaller_file(path: Path, states: States) -> None:
     with make(path, states) as store:
         for name in ("s0", "s2", "s3"):
