@@ -60,7 +60,7 @@ tsan: $(VENV)/test.done ## the engine's own tests under TSan
 
 crash: $(VENV)/test.done ## every crash point of the store file: DEPTH=200 images at each, SEED=
 	LAZYMEM_CRASH_DEPTH=$(DEPTH) LAZYMEM_CRASH_SEED=$(SEED) \
-	    $(BIN)/python -m pytest -s tests/crash
+	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/crash
 
 stress: $(VENV)/test.done ## everything at once: SECONDS=60 for each layer, SEED= to repeat
 	LAZYMEM_STRESS_SECONDS=$(SECONDS) LAZYMEM_STRESS_SEED=$(SEED) \

@@ -514,11 +514,12 @@ struct lm_writer {
     struct lm__record
         last; /* of a new file, nothing but the store id is set at first */
     pthread_mutex_t lock;
-    pthread_cond_t moved;          /* the ring has, or the writer has failed */
-    uint64_t tail;                 /* under lock or appending, as all below */
-    uint64_t kept_tail;            /* what lies before is not cut off after an error */
-    uint64_t synced_tail;          /* what lies before is on the disk, if it can be */
-    uint32_t crc, kept_crc;        /* of what lies between, up to tail and kept_tail */
+    pthread_cond_t moved;   /* the ring has, or the writer has failed */
+    uint64_t tail;          /* under lock or appending, as all below */
+    uint64_t kept_tail;     /* what lies before is not cut off after an error */
+    uint64_t synced_tail;   /* what lies before is on the disk, if it can be */
+    uint32_t crc, kept_crc; /* of what lies between, up to tail and kept_tail */
+    int has_synced;
     int is_unsure;                 /* a sync has failed since */
     uint64_t steps, steps_flushed; /* of the current job */
     lm__appended_fn appended;

@@ -129,7 +129,7 @@ struct lm_commit {
 int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
                   struct lm_error *err);
 /* The same for a store that lm_writer_open() is to append to.  There is one at a time: else
- * LM_E_LOCKED.  What an interrupted commit has left at the end is cut off. */
+ * LM_E_LOCKED.  What an interrupted commit has left at the end stays, and is not read. */
 int lm_store_open_write(const char *path, lm_store **out, struct lm_commit *commit,
                         struct lm_error *err);
 /* The newest state whose commit record lies before an offset and makes sense; to look for an

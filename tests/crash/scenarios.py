@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import lazymem as lm
-from tests.crash.pruner import prune
 from tests.crash.state import Arrays, State
 
 CHUNK = 4096
@@ -166,6 +165,18 @@ def _put(store: lm.Store, **arrays: Any) -> None:
     store.flush()
 
 
+def _delete_snapshot_and_prune(store: lm.Store, name: str) -> None:
+    if name in [info.name for info in store.log()]:
+        store.delete_snapshot(name)
+    store.prune()
+
+
+def _compact_and_snapshot(store: lm.Store, values: Any, name: str) -> None:
+    if not store.unsaved:
+        store.compact()
+    _snapshot(store, values, name)
+
+
 def _delete(store: lm.Store, name: str) -> None:
     if name in store:
         del store[name]
@@ -286,6 +297,28 @@ SCENARIOS = {
         steps=[lambda store: store.delete_snapshot("one")],
         states=[State.of(LAST, **BOTH), State.of(LAST, two=TWO)],
     ),
+    "delete a snapshot and prune": Scenario(
+        setup=_history,
+        open=_editable,
+        steps=[
+            lambda store: _delete_snapshot_and_prune(store, "one"),
+            lambda store: _flush(store, C),
+        ],
+        states=[
+            State.of(LAST, **BOTH),
+            State.of(LAST, two=TWO),
+            State.of({**LAST, "x": C}, two=TWO),
+        ],
+    ),
+    "compact, then snapshot": Scenario(
+        setup=_history,
+        open=_editable,
+        steps=[lambda store: _compact_and_snapshot(store, C, "three")],
+        states=[
+            State.of(LAST, **BOTH),
+            State.of({**LAST, "x": C}, **BOTH, three={**LAST, "x": C}),
+        ],
+    ),
     "write to arrays": Scenario(
         setup=_saved(a=A),
         open=lambda path: lm.open(path, "r+"),
@@ -352,7 +385,9 @@ BROKEN = {
 
 OTHERS = {
     **BROKEN,
-    "prune": Scenario(setup=_nothing, open=_editable, steps=[prune], states=[]),
+    "prune": Scenario(
+        setup=_nothing, open=_editable, steps=[lm.Store.prune], states=[]
+    ),
 }
 
 CASES = [

@@ -30,7 +30,7 @@ def test_every_crash_point_has_the_old_state_or_the_new_one(
 def test_syncs_that_do_nothing_are_found(bench: Bench, name: str) -> None:
     _, disk, result = bench.run(name, Fault("swallow", "s"))
     result.check(name)
-    assert bench.explore(name, disk, result, DEPTH).bad
+    assert bench.explore(name, disk, result, min(DEPTH, ENOUGH)).bad
 
 
 @pytest.mark.needs_uffd
