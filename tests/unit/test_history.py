@@ -221,6 +221,30 @@ def test_a_snapshot_that_fails_can_be_taken_again(path: Path, point: Any) -> Non
     np.testing.assert_array_equal(lm.open(path, at="one")["a"], expected)
 
 
+def test_what_is_interrupted_can_be_done_again(path: Path) -> None:
+    def interrupt(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with lm.open(path, "r+") as store:
+        a = store["a"]
+        a[:] = 5
+        for action in (
+            lambda: store.snapshot("five", progress=interrupt),
+            lambda: store.flush(progress=interrupt),
+            lambda: store.put("x", A, progress=interrupt),
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                action()
+            assert store.stats().arrays["a"].chunks_dirty == 62
+            assert "x" not in store
+            np.testing.assert_array_equal(lm.open(path)["a"], A)
+        store.put("x", A)
+        store.snapshot("five")
+    with lm.open(path, at="five") as then:
+        assert (then["a"] == 5).all()
+        np.testing.assert_array_equal(then["x"], A)
+
+
 # ---- going back ----------------------------------------------------------------------
 
 
