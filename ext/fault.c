@@ -187,6 +187,20 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
 
 /* ---- nobody's memory ---------------------------------------------------------------------------- */
 
+/* A page that is there, and protected: mremap() has moved it from where writes are tracked. */
+static void serve_moved(const struct lm__fault *fault, struct lm__scratch *scratch)
+{
+    struct lm__waiter w = lm__waiter_of(fault);
+    struct lm_error cause = lm__error(LM_E_LOST_MAPPING, "address");
+    cause.found = fault->addr;
+    if (lm__region_unprotect_dangling(fault->addr)) {
+        lm__fill_will_block(scratch);
+        lm__failure_report(fault->tid, &cause);
+        lm__failure_wait_announced(fault->tid, LM_ANNOUNCE_MS);
+    }
+    lm__waiters_wake((struct lm__span){w.page, lm__page_bytes()});
+}
+
 static void serve_dangling(const struct lm__fault *fault, struct lm__scratch *scratch)
 {
     struct lm__waiter w = lm__waiter_of(fault);
@@ -221,6 +235,8 @@ void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
     if (r) {
         serve_region(r, fault, scratch);
         lm__region_drop(r);
+    } else if (fault->is_protected) {
+        serve_moved(fault, scratch);
     } else {
         serve_dangling(fault, scratch);
     }

@@ -748,6 +748,8 @@ void lm__region_drop(lm_region *region);
 int lm__region_dangling_code(uintptr_t addr);
 /* Let the thread that has touched such a page go on, with 0xFF bytes. */
 void lm__region_serve_dangling(uintptr_t addr);
+/* Let such a page, which is there, be written.  1 if mremap() has moved it. */
+int lm__region_unprotect_dangling(uintptr_t addr);
 static inline size_t lm__region_page_bytes(const lm_region *r)
 {
     return (size_t)1 << r->page_shift;
@@ -776,7 +778,8 @@ struct lm__waiter {
 };
 
 struct lm__waiter lm__waiter_of(const struct lm__fault *fault);
-/* Read the next page fault and enter its thread.  0, or -errno as lm__uffd_read(). */
+/* Read the next page fault and enter its thread, unless it waits to write to a page that is
+ * there.  0, or -errno as lm__uffd_read(). */
 int lm__waiter_read(struct lm__fault *out);
 /* Wait, for a bounded time, until all faults that have happened are entered. */
 void lm__waiters_await_entered(void);
