@@ -35,7 +35,7 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
     scratch->toucher_tid = w.tid;
     scratch->toucher_page = w.page;
     scratch->toucher_writes = fault->is_write;
-    int is_filled = !lost && lm__fill(r, chunk_idx, scratch, &cause) == 0;
+    int is_filled = !lost && lm__fill(r, chunk_idx, from, scratch, &cause) == 0;
     scratch->toucher_tid = 0;
     scratch->toucher_page = 0;
     scratch->toucher_writes = 0;
