@@ -132,7 +132,12 @@ static void serve_frozen(lm_region *r, uint64_t chunk_idx,
         struct lm__failed failed = lm__failed_fault(r, chunk_idx, fault);
         failed.cause = &cause;
         failed.from = state;
+        failed.span = (struct lm__span){failed.page, lm__region_page_bytes(r)};
+        failed.tid = 0;
+        failed.is_copier = 1;
         lm__freeze_fail(r, &cause);
+        lm__fill_will_block(scratch);
+        lm__waiter_take(lm__waiter_of(fault));
         lm__ones_serve(r, failed, scratch);
     }
 }

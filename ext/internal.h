@@ -62,6 +62,8 @@ int lm__pages_can_be_huge(void);
 void lm__pages_drop(uintptr_t addr, size_t bytes);
 /* 1 if the page tables have the page of `addr`, or it is in the swap cache. */
 int lm__page_is_present(uintptr_t addr);
+/* 1 if who touches the page gets SIGBUS: see lm__uffd_poison(). */
+int lm__page_is_poisoned(uintptr_t addr);
 /* 1 if all pages of a range are the system's page of zeros; 0 if not, or if that can't be told:
  * before Linux 6.7 it can't. */
 int lm__pages_are_zero(uintptr_t addr, size_t bytes);
@@ -870,9 +872,9 @@ void lm__fill_gate_enter(struct lm__scratch *scratch);
 void lm__fill_gate_leave(void);
 /* Before a thread that has a handler's scratch lets time pass: others are to read events. */
 void lm__fill_will_block(struct lm__scratch *scratch);
-/* Fill a chunk that the caller has claimed.  On failure it is still FILLING. */
-int lm__fill(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
-             struct lm_error *err);
+/* Fill a chunk that the caller has claimed in state `from`.  On failure it is still claimed. */
+int lm__fill(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from,
+             struct lm__scratch *scratch, struct lm_error *err);
 /* Bring missing pages of a chunk back that another thread, which waits for them, is COPYING. */
 int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
                       struct lm__scratch *scratch, struct lm_error *err);
