@@ -188,13 +188,14 @@ static void poison(lm_region *r, const struct lm__failed *f)
 void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scratch)
 {
     lm__kept_drop_told();
-    if (r->on_error == LM_ON_ERROR_SIGBUS) {
+    if (r->on_error == LM_ON_ERROR_SIGBUS && !f.is_copier) {
         poison(r, &f);
         return;
     }
     unsigned times = count_failure(f.page, r->page_shift);
     uint64_t took_ns = now_ns() - f.began_ns;
-    if (f.tid == 0 && (f.tid = lm__waiter_take_in(f.span, LM_WAITER_UNSERVED)) == 0)
+    if (f.tid == 0 && !f.is_copier &&
+        (f.tid = lm__waiter_take_in(f.span, LM_WAITER_UNSERVED)) == 0)
         return;
     lm__region_keep_error(r, f.cause);
     unsigned met = report_to_all(&f, f.tid);
