@@ -910,6 +910,7 @@ struct lm__failed {
     uintptr_t page;            /* that it has touched */
     struct lm__span span;      /* pages whose waiters share its fate */
     enum lm__chunk_state from; /* the chunk's, before the fill */
+    int is_write;
     int is_interrupt;
     int is_copier; /* it has its error already, and may neither wait nor die */
     uint64_t began_ns;
