@@ -35,7 +35,7 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
     scratch->toucher_tid = w.tid;
     scratch->toucher_page = w.page;
     scratch->toucher_writes = fault->is_write;
-    int is_filled = !lost && lm__fill(r, chunk_idx, scratch, &cause) == 0;
+    int is_filled = !lost && lm__fill(r, chunk_idx, from, scratch, &cause) == 0;
     scratch->toucher_tid = 0;
     scratch->toucher_page = 0;
     scratch->toucher_writes = 0;
@@ -99,12 +99,15 @@ static void serve_interrupted(lm_region *r, uint64_t chunk_idx,
         lm__fill_abandon(r, chunk_idx + i);
 }
 
-/* A chunk that another thread is filling, which finds the waiter when it is done. */
+/* A chunk that another thread is filling, which finds the waiter when it is done.  Where writes
+ * are tracked a writer waits for that: false bytes that can be written would have to go again,
+ * and what others have written since with them. */
 static void serve_filling(lm_region *r, uint64_t chunk_idx,
                           const struct lm__fault *fault, struct lm__scratch *scratch)
 {
     struct lm__waiter w = lm__waiter_of(fault);
-    if ((lm__interrupt_take(fault->tid) || lm__interrupt_is_pending(fault->tid)) &&
+    if ((r->tracking == LM_TRACK_NONE || !fault->is_write) &&
+        (lm__interrupt_take(fault->tid) || lm__interrupt_is_pending(fault->tid)) &&
         lm__waiter_take(w)) {
         serve_interrupted(r, chunk_idx, fault, LM_CHUNK_FILLING, scratch);
         return;
@@ -129,7 +132,12 @@ static void serve_frozen(lm_region *r, uint64_t chunk_idx,
         struct lm__failed failed = lm__failed_fault(r, chunk_idx, fault);
         failed.cause = &cause;
         failed.from = state;
+        failed.span = (struct lm__span){failed.page, lm__region_page_bytes(r)};
+        failed.tid = 0;
+        failed.is_copier = 1;
         lm__freeze_fail(r, &cause);
+        lm__fill_will_block(scratch);
+        lm__waiter_take(lm__waiter_of(fault));
         lm__ones_serve(r, failed, scratch);
     }
 }
@@ -187,6 +195,20 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
 
 /* ---- nobody's memory ---------------------------------------------------------------------------- */
 
+/* A page that is there, and protected: mremap() has moved it from where writes are tracked. */
+static void serve_moved(const struct lm__fault *fault, struct lm__scratch *scratch)
+{
+    struct lm__waiter w = lm__waiter_of(fault);
+    struct lm_error cause = lm__error(LM_E_LOST_MAPPING, "address");
+    cause.found = fault->addr;
+    if (lm__region_unprotect_dangling(fault->addr)) {
+        lm__fill_will_block(scratch);
+        lm__failure_report(fault->tid, &cause);
+        lm__failure_wait_announced(fault->tid, LM_ANNOUNCE_MS);
+    }
+    lm__waiters_wake((struct lm__span){w.page, lm__page_bytes()});
+}
+
 static void serve_dangling(const struct lm__fault *fault, struct lm__scratch *scratch)
 {
     struct lm__waiter w = lm__waiter_of(fault);
@@ -221,6 +243,8 @@ void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
     if (r) {
         serve_region(r, fault, scratch);
         lm__region_drop(r);
+    } else if (fault->is_protected) {
+        serve_moved(fault, scratch);
     } else {
         serve_dangling(fault, scratch);
     }

@@ -82,17 +82,17 @@ static int is_movable(const lm_region *r, struct lm__span span)
 }
 
 /* Zeros where nobody writes yet share the system's page of zeros.  Where `protect` is set it
- * is protected only after it could be written to: *is_written says if it was. */
+ * is protected only after it could be written to: *is_written says if it may have been, which is
+ * so where some pages could not be installed or protected. */
 static enum lm__install install_zeros(struct lm__span span, int protect,
                                       int *is_written)
 {
     enum lm__install answer = lm__uffd_zero(span.addr, span.bytes);
-    if (!protect || answer != LM_INSTALLED)
-        return answer;
-    if (lm__uffd_protect(span.addr, span.bytes, 1) != 0)
-        return LM_REFUSED;
-    *is_written = !lm__pages_are_zero(span.addr, span.bytes);
-    return LM_INSTALLED;
+    lm__pause("zeros installed");
+    if (protect)
+        *is_written = lm__uffd_protect(span.addr, span.bytes, 1) != 0 ||
+                      !lm__pages_are_zero(span.addr, span.bytes);
+    return answer;
 }
 
 /* Pages of zeros that can be written to without another fault, or that are protected. */
@@ -115,13 +115,15 @@ static enum lm__install copy_zeros(struct lm__span span, int protect)
 struct manner {
     int is_write;   /* for somebody who is about to write */
     int is_written; /* they are to be DIRTY */
+    int is_frozen;  /* nobody may write to them as yet */
     int must_end;   /* lm__writes_end(), when they are */
+    int has_begun;  /* some pages may be there */
 };
 
 /* Before pages are there that anybody can write to. */
 static void writes_begin(lm_region *r, int is_zero, struct manner *manner)
 {
-    if (r->tracking != LM_TRACK_PROTECT || manner->is_written ||
+    if (r->tracking != LM_TRACK_PROTECT || manner->is_written || manner->is_frozen ||
         !(manner->is_write || is_zero))
         return;
     manner->must_end = lm__writes_begin(r);
@@ -202,6 +204,7 @@ static int decode_and_install(lm_region *r, struct run run, struct lm__block *bl
     if (rc != 0)
         return rc;
     writes_begin(r, block->is_zero, manner); /* ended by the caller */
+    manner->has_begun = 1;
     struct lm__block left = *block;
     if (can_move && !block->is_zero && scratch->block_state == LM_BLOCK_HUGE)
         move(scratch, &span, &left);
@@ -219,13 +222,29 @@ static void abandon_run(lm_region *r, struct run run)
     lm__waiters_wake(run_span(r, run));
 }
 
-/* Fill chunks that the caller has claimed.  On failure they are still FILLING. */
-static int fill_run(lm_region *r, struct run run, struct lm__scratch *scratch,
-                    struct lm_error *err)
+/* 1 if an install that has failed leaves pages that others may have written to meanwhile: the
+ * chunk is in memory then, with pages missing, and who touches one of those is told. */
+static int is_to_be_kept(lm_region *r, struct run run, enum lm__chunk_state from,
+                         const struct manner *manner)
+{
+    if (!manner->has_begun || r->tracking == LM_TRACK_NONE)
+        return 0;
+    if (manner->is_written)
+        return from == LM_CHUNK_ABSENT || from == LM_CHUNK_CLEAN;
+    if (from == LM_CHUNK_ABSENT) { /* it has no pages, whatever becomes of it */
+        struct lm__span span = run_span(r, run);
+        lm__pages_drop(span.addr, span.bytes);
+    }
+    return 0;
+}
+
+/* Fill chunks that the caller has claimed in state `from`.  On failure they still are. */
+static int fill_run(lm_region *r, struct run run, enum lm__chunk_state from,
+                    struct lm__scratch *scratch, struct lm_error *err)
 {
     struct lm__block block;
     /* Of a chunk that was written, what is missing may be written, too. */
-    int was_written = lm__chunks_state(&r->chunks, run.first) == LM_CHUNK_REFILLING;
+    int was_written = from != LM_CHUNK_ABSENT && from != LM_CHUNK_CLEAN;
     struct manner manner = {
         .is_write = scratch->toucher_writes && r->tracking != LM_TRACK_NONE,
         .is_written = was_written || r->tracking == LM_TRACK_ALL,
@@ -233,6 +252,8 @@ static int fill_run(lm_region *r, struct run run, struct lm__scratch *scratch,
     lm__kept_drop_in(run_span(r, run)); /* false bytes are not data: (K1) */
     int rc = decode_and_install(r, run, &block, &manner, scratch, err);
     lm__pause("publish");
+    if (rc < 0 && is_to_be_kept(r, run, from, &manner))
+        rc = 0;
     if (rc != 0 && manner.must_end)
         lm__writes_end(r);
     if (rc < 0)
@@ -267,20 +288,18 @@ int lm__fill_in_place(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scra
                       struct lm_error *err)
 {
     struct lm__block block;
-    struct manner manner = {0};
+    struct manner manner = {.is_frozen = 1};
     struct run run = {chunk_idx, 1};
     int rc = decode_and_install(r, run, &block, &manner, scratch, err);
-    if (manner.must_end)
-        lm__writes_end(r);
     if (rc >= 0)
         lm__waiters_wake(run_span(r, run));
     return rc < 0 ? rc : 0;
 }
 
-int lm__fill(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
-             struct lm_error *err)
+int lm__fill(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state from,
+             struct lm__scratch *scratch, struct lm_error *err)
 {
-    return fill_run(r, (struct run){chunk_idx, 1}, scratch, err);
+    return fill_run(r, (struct run){chunk_idx, 1}, from, scratch, err);
 }
 
 /* ---- ahead ------------------------------------------------------------------------------------- */
@@ -299,7 +318,8 @@ static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
     if (claimed <= 0)
         return claimed < 0;
     /* A release that came before the claim is seen here, a later one by publish. */
-    if (lm_load_seq_cst(&r->lost) || (*rc = lm__fill(r, chunk_idx, scratch, err)) < 0)
+    if (lm_load_seq_cst(&r->lost) ||
+        (*rc = lm__fill(r, chunk_idx, LM_CHUNK_ABSENT, scratch, err)) < 0)
         lm__fill_abandon(r, chunk_idx);
     if (*rc == LM_E_CLOSED)
         *rc = 0;
@@ -346,8 +366,8 @@ int lm__fill_ahead_side_by_side(lm_region *r, uint64_t first, uint64_t count,
         return 0;
     lm__fill_gate_enter(scratch);
     if (!lm_load_seq_cst(&r->lost) && claim_run(r, run, scratch)) {
-        is_filled =
-            !lm_load_seq_cst(&r->lost) && fill_run(r, run, scratch, &untold) == 0;
+        is_filled = !lm_load_seq_cst(&r->lost) &&
+                    fill_run(r, run, LM_CHUNK_ABSENT, scratch, &untold) == 0;
         if (!is_filled)
             abandon_run(r, run);
     }

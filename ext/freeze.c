@@ -62,9 +62,31 @@ __attribute__((no_sanitize("thread"))) static void copy_bytes(uint8_t *to,
 #define copy_bytes memcpy
 #endif
 
-/* A COPYING chunk.  A page that the application has given back is filled meanwhile. */
-static void copy_chunk(const lm_region *r, uint64_t chunk_idx, uint8_t *to)
+/* Poison is not for who copies: the page is filled once more. */
+static void clear_poison(const lm_region *r, struct lm__span span)
 {
+    size_t page_bytes = lm__region_page_bytes(r);
+    if (r->on_error != LM_ON_ERROR_SIGBUS || lm_load_seq_cst(&r->failures) == 0)
+        return;
+    for (uintptr_t page = span.addr; page < span.addr + span.bytes; page += page_bytes)
+        if (lm__page_is_poisoned(page))
+            lm__pages_drop(page, page_bytes);
+}
+
+static int has_failed(struct lm__freeze *f)
+{
+    pthread_mutex_lock(&f->lock);
+    int has_failed = f->error.code != 0;
+    pthread_mutex_unlock(&f->lock);
+    return has_failed;
+}
+
+/* A COPYING chunk.  A page that the application has given back is filled meanwhile.  0, or why
+ * the region is lost, and what was copied is anything. */
+static int copy_chunk(struct lm__freeze *f, const lm_region *r, uint64_t chunk_idx,
+                      uint8_t *to)
+{
+    struct lm__span span = lm__region_span(r, chunk_idx);
     size_t i = 0;
     int32_t nobody = 0;
     while (!lm_cas_acq_rel(&g_copiers[i], &nobody, lm__thread_id())) {
@@ -72,9 +94,15 @@ static void copy_chunk(const lm_region *r, uint64_t chunk_idx, uint8_t *to)
         i = (i + 1) % COPIERS_MAX;
     }
     lm__pause("copying");
-    copy_bytes(to, (const uint8_t *)lm__region_span(r, chunk_idx).addr,
-               lm__region_chunk_bytes(r, chunk_idx));
+    clear_poison(r, span);
+    copy_bytes(to, (const uint8_t *)span.addr, lm__region_chunk_bytes(r, chunk_idx));
     lm_store_seq_cst(&g_copiers[i], 0);
+    if (has_failed(f)) /* false bytes are to be gone before anybody can write to them */
+        lm_region_settle(r);
+    int lost = lm_load_seq_cst(&r->lost);
+    if (lost) /* what was filled since goes as well */
+        lm__pages_drop(span.addr, span.bytes);
+    return lost;
 }
 
 /* ---- the copier -------------------------------------------------------------------------------- */
@@ -163,9 +191,12 @@ static void help(struct lm__freeze *f, const struct hint *hint)
         free(copy); /* a worker has it, or will */
         return;
     }
-    copy_chunk(r, hint->chunk_idx, copy);
+    int lost = copy_chunk(f, r, hint->chunk_idx, copy);
     lm__chunks_copied(&r->chunks, hint->chunk_idx);
-    add_copy(f, item, copy, span.bytes);
+    if (lost)
+        free(copy);
+    else
+        add_copy(f, item, copy, span.bytes);
     /* It was most likely a writer who asked. */
     if (lm__chunks_move(&r->chunks, hint->chunk_idx, LM_CHUNK_SAVED, LM_CHUNK_DIRTY))
         lm__uffd_protect(span.addr, span.bytes, 0);
@@ -383,12 +414,16 @@ int lm__freeze_take(struct lm__freeze *f, uint64_t item_idx,
         goto failed;
     if (lm__chunks_move(&r->chunks, item->chunk_idx, LM_CHUNK_FROZEN,
                         LM_CHUNK_COPYING)) {
-        copy_chunk(r, item->chunk_idx, to);
+        int lost = copy_chunk(f, r, item->chunk_idx, to);
         lm__chunks_copied(&r->chunks, item->chunk_idx);
         lm__waiters_wake(span);
-        if (is_shared)
+        cause = lm__error(lost, "array");
+        if (!lost)
+            *out = to;
+        if (is_shared && !lost)
             add_copy(f, item, to, span.bytes);
-        *out = to;
+        else if (is_shared)
+            free(to);
     } else {
         if (is_shared)
             free(to);

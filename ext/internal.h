@@ -62,6 +62,8 @@ int lm__pages_can_be_huge(void);
 void lm__pages_drop(uintptr_t addr, size_t bytes);
 /* 1 if the page tables have the page of `addr`, or it is in the swap cache. */
 int lm__page_is_present(uintptr_t addr);
+/* 1 if who touches the page gets SIGBUS: see lm__uffd_poison(). */
+int lm__page_is_poisoned(uintptr_t addr);
 /* 1 if all pages of a range are the system's page of zeros; 0 if not, or if that can't be told:
  * before Linux 6.7 it can't. */
 int lm__pages_are_zero(uintptr_t addr, size_t bytes);
@@ -752,6 +754,8 @@ void lm__region_drop(lm_region *region);
 int lm__region_dangling_code(uintptr_t addr);
 /* Let the thread that has touched such a page go on, with 0xFF bytes. */
 void lm__region_serve_dangling(uintptr_t addr);
+/* Let such a page, which is there, be written.  1 if mremap() has moved it. */
+int lm__region_unprotect_dangling(uintptr_t addr);
 static inline size_t lm__region_page_bytes(const lm_region *r)
 {
     return (size_t)1 << r->page_shift;
@@ -780,7 +784,8 @@ struct lm__waiter {
 };
 
 struct lm__waiter lm__waiter_of(const struct lm__fault *fault);
-/* Read the next page fault and enter its thread.  0, or -errno as lm__uffd_read(). */
+/* Read the next page fault and enter its thread, unless it waits to write to a page that is
+ * there.  0, or -errno as lm__uffd_read(). */
 int lm__waiter_read(struct lm__fault *out);
 /* Wait, for a bounded time, until all faults that have happened are entered. */
 void lm__waiters_await_entered(void);
@@ -871,9 +876,9 @@ void lm__fill_gate_enter(struct lm__scratch *scratch);
 void lm__fill_gate_leave(void);
 /* Before a thread that has a handler's scratch lets time pass: others are to read events. */
 void lm__fill_will_block(struct lm__scratch *scratch);
-/* Fill a chunk that the caller has claimed.  On failure it is still FILLING. */
-int lm__fill(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
-             struct lm_error *err);
+/* Fill a chunk that the caller has claimed in state `from`.  On failure it is still claimed. */
+int lm__fill(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from,
+             struct lm__scratch *scratch, struct lm_error *err);
 /* Bring missing pages of a chunk back that another thread, which waits for them, is COPYING. */
 int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
                       struct lm__scratch *scratch, struct lm_error *err);
@@ -905,7 +910,9 @@ struct lm__failed {
     uintptr_t page;            /* that it has touched */
     struct lm__span span;      /* pages whose waiters share its fate */
     enum lm__chunk_state from; /* the chunk's, before the fill */
+    int is_write;
     int is_interrupt;
+    int is_copier; /* it has its error already, and may neither wait nor die */
     uint64_t began_ns;
 };
 

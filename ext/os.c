@@ -2,6 +2,7 @@
  * os.c - what the engine asks of the system besides files: pages, threads, cores.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
@@ -93,6 +94,17 @@ int lm__page_is_present(uintptr_t addr)
     size_t page_bytes = lm__page_bytes();
     mincore((void *)lm__round_down(addr, page_bytes), page_bytes, &present);
     return present & 1;
+}
+
+#ifndef MADV_POPULATE_READ /* since Linux 5.14, and poison since 6.6 */
+#define MADV_POPULATE_READ 22
+#endif
+
+int lm__page_is_poisoned(uintptr_t addr)
+{
+    void *page = (void *)lm__round_down(addr, lm__page_bytes());
+    return madvise(page, lm__page_bytes(), MADV_POPULATE_READ) < 0 &&
+           errno == EHWPOISON;
 }
 
 /* ---- PAGEMAP_SCAN, since Linux 6.7 ---- */

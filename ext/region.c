@@ -307,6 +307,19 @@ void lm__region_serve_dangling(uintptr_t addr)
         lm__region_drop(r);
 }
 
+int lm__region_unprotect_dangling(uintptr_t addr)
+{
+    struct lm__arena *arena;
+    uintptr_t page = lm__round_down(addr, lm__page_bytes());
+    pthread_mutex_lock(&g_map_lock);
+    lm_region *r = find_locked(addr, &arena);
+    int is_moved = !arena && lm__uffd_protect(page, lm__page_bytes(), 0) == 0;
+    pthread_mutex_unlock(&g_map_lock);
+    if (r) /* a new one */
+        lm__region_drop(r);
+    return is_moved;
+}
+
 void lm__region_count(uint64_t *regions, uint64_t *arenas)
 {
     pthread_mutex_lock(&g_map_lock);

@@ -10,6 +10,10 @@
  * Between the kernel's queue and the table an event is in a handler's hand.  Who serves a
  * failed fill waits until none is: the next wake would let a thread nobody knows of go on.
  *
+ * Who waits to write to a page that is there is not entered: no fill is under way for it, so a
+ * failed one is not its error.  And it may have to wait for a snapshot, which may need a fill
+ * in its turn, and so room here.
+ *
  * An event may also be old: its thread was woken by somebody else's fill, before a handler
  * came to look at it, has read what it wanted, and has given the array up.  Where that matters
  * the thread is woken and must come again: only one that does wait will.
@@ -154,7 +158,7 @@ static int read_and_enter(struct lm__fault *out, _Atomic int *reader)
         lm_store_seq_cst(reader, -1);
     if (rc == 0)
         lm__pause("event read");
-    while (rc == 0 && !add(lm__waiter_of(out)))
+    while (rc == 0 && !out->is_protected && !add(lm__waiter_of(out)))
         nanosleep(&pause, NULL);
     return rc;
 }

@@ -129,6 +129,21 @@ UNUSED static int test_in_child(int (*body)(void *), void *arg)
     return WIFEXITED(status) ? WEXITSTATUS(status) : TEST_FAILED;
 }
 
+/* Run this program in another process, with an argument: the kernel's features are asked for
+ * once. */
+UNUSED static int test_run_as(const char *how)
+{
+    pid_t pid = fork();
+    int status;
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        execl("/proc/self/exe", "test", how, NULL);
+        _exit(TEST_FAILED);
+    }
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : TEST_FAILED;
+}
+
 /* ---- codecs -------------------------------------------------------------------------------- */
 
 /* The codecs that LAZYMEM_TEST_LZ4 and LAZYMEM_TEST_ZSTD name, else the system's.  The
