@@ -645,6 +645,10 @@ class Workspace:
         if _form(old) != _form(new):
             raise ClosedError("the object has another form in the snapshot")
         region = array._bound().region
+        now = self._content["objects"].get(old.name)
+        if now is not None and now["index"] == objects[old.name]["index"]:
+            if region is None or not region.dirty():
+                return 0
         if region is not None:
             return region.restore(self._handle, new.index)
         if new.nbytes and new.index != old.index:
