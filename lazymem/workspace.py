@@ -641,14 +641,13 @@ class Workspace:
         old = array._bound().info
         if old.name not in objects:
             raise ClosedError("there is no such object in the snapshot")
+        region = array._bound().region
+        is_as_saved = self._content["objects"].get(old.name) == objects[old.name]
+        if is_as_saved and not (region and region.dirty()):
+            return 0
         new = manifest.object_info(self.path, old.name, objects[old.name])
         if _form(old) != _form(new):
             raise ClosedError("the object has another form in the snapshot")
-        region = array._bound().region
-        now = self._content["objects"].get(old.name)
-        if now is not None and now["index"] == objects[old.name]["index"]:
-            if region is None or not region.dirty():
-                return 0
         if region is not None:
             return region.restore(self._handle, new.index)
         if new.nbytes and new.index != old.index:
