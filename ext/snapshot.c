@@ -19,7 +19,7 @@ struct part {
     struct lm__change *changes;      /* filled in order by the steps, as all below */
     uint64_t change_count;
     struct lm_written written;
-    struct lm__base *base; /* what the commit will make the object's */
+    struct lm__base *base; /* what the commit will make the object's; NULL: as it is */
 };
 
 struct lm_snapshot {
@@ -217,6 +217,8 @@ static int part_end(lm_snapshot *s, struct part *p, struct lm__scratch *scratch,
     if (rc != 0)
         return rc;
     p->written.root = lm__root_of(&root);
+    if (p->change_count == 0)
+        return 0;
     p->base = lm__base_new(s->writer->store, o->chunks, &p->written.root);
     return p->base ? 0 : lm__fail(err, lm__error(-ENOMEM, "index"));
 }
@@ -238,10 +240,11 @@ int lm_snapshot_end(lm_snapshot *s, struct lm_written *out, struct lm_error *err
 
 void lm_snapshot_close(lm_snapshot *s, int is_committed)
 {
-    for (int i = 0; i < s->part_count && is_committed; i++) {
-        lm__object_set_base(s->parts[i].region->object, s->parts[i].base);
-        s->parts[i].base = NULL;
-    }
+    for (int i = 0; i < s->part_count && is_committed; i++)
+        if (s->parts[i].base) {
+            lm__object_set_base(s->parts[i].region->object, s->parts[i].base);
+            s->parts[i].base = NULL;
+        }
     if (s->freeze)
         lm__freeze_end(s->freeze, is_committed);
     for (int i = 0; i < s->part_count; i++) {

@@ -645,10 +645,13 @@ class Workspace:
         old = array._bound().info
         if old.name not in objects:
             raise ClosedError("there is no such object in the snapshot")
+        region = array._bound().region
+        is_as_saved = self._content["objects"].get(old.name) == objects[old.name]
+        if is_as_saved and not (region and region.dirty()):
+            return 0
         new = manifest.object_info(self.path, old.name, objects[old.name])
         if _form(old) != _form(new):
             raise ClosedError("the object has another form in the snapshot")
-        region = array._bound().region
         if region is not None:
             return region.restore(self._handle, new.index)
         if new.nbytes and new.index != old.index:
