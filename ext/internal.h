@@ -8,8 +8,8 @@
  *   store.c object.c block.c     encode.c append.c     index_update.c
  *   chunks.c     keeper.c uffd.c
  *   failure.c interrupt.c
- *   region.c     waiters.c     kept.c     dirty.c     fill.c     freeze.c     ones.c     fault.c
- *   workers.c
+ *   region.c     waiters.c     kept.c     writegate.c     fill.c     freeze.c     dirty.c
+ *   ones.c     fault.c     workers.c
  *   pager.c
  *   read.c prefetch.c evict.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
@@ -18,7 +18,8 @@
  * decoding, or touching memory that a region serves.
  *   pager.c start_lock > fill.c gate (read: a fill in flight, write: fork)
  *     > workers.c lock > region.c map_lock > failure.c lock
- *   kept.c lock comes before region.c's.  Those of waiters.c, interrupt.c, uffd.c and a writer
+ *   kept.c lock comes before region.c's, freeze.c's before that of a freeze.  Those of waiters.c,
+ *   interrupt.c, uffd.c, an object, a freeze and a writer
  *   are leaves.
  *
  * Threads          takes                         never
@@ -27,6 +28,7 @@
  *                                                user's arrays when packing), so handlers
  *                                                never wait for it
  *   reporter       failure lock, then, with none held, the GIL
+ *   copier         those of freeze.c; touches served memory, so handlers never wait for it
  *   keeper         none
  *   application    any, in the order above
  */
@@ -713,7 +715,7 @@ enum lm__tracking { LM_TRACK_NONE, LM_TRACK_PROTECT, LM_TRACK_ALL };
 
 struct lm__freeze;
 
-/* See dirty.c. */
+/* See writegate.c, dirty.c. */
 struct lm__writes {
     _Atomic int is_freezing;
     _Atomic int at_work; /* handlers that let a chunk be written */
@@ -825,7 +827,7 @@ void lm__kept_drop_in(struct lm__span span);
 /* Drop what is kept for threads that have had their error. */
 void lm__kept_drop_told(void);
 
-/* ---- dirty.c ---------------------------------------------------------------------------------------------- */
+/* ---- writegate.c ------------------------------------------------------------------------------------------ */
 
 /* Before a chunk is made DIRTY, or memory that nobody protects appears; end follows.  0: not
  * now, a freeze is under way.  Nothing between the two waits. */
@@ -834,9 +836,34 @@ void lm__writes_end(lm_region *region);
 /* Let no chunk become DIRTY, until resume, which wakes all who wait to write. */
 void lm__writes_pause(lm_region *region);
 void lm__writes_resume(lm_region *region);
-/* Serve a write to a page that is protected. */
-void lm__write_serve(lm_region *region, uint64_t chunk_idx,
-                     const struct lm__fault *fault, struct lm__scratch *scratch);
+/* ---- fill.c ---------------------------------------------------------------------------------------------- */
+
+/* Inside, regions can be looked at and chunks claimed.  `scratch` may be NULL. */
+void lm__fill_gate_enter(struct lm__scratch *scratch);
+void lm__fill_gate_leave(void);
+/* Before a thread that has a handler's scratch lets time pass: others are to read events. */
+void lm__fill_will_block(struct lm__scratch *scratch);
+/* Fill a chunk that the caller has claimed in state `from`.  On failure it is still claimed. */
+int lm__fill(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from,
+             struct lm__scratch *scratch, struct lm_error *err);
+/* Bring missing pages of a chunk back that another thread, which waits for them, is COPYING. */
+int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
+                      struct lm__scratch *scratch, struct lm_error *err);
+/* Give a FILLING chunk up and let those who wait for it fault again. */
+void lm__fill_abandon(lm_region *region, uint64_t chunk_idx);
+/* Put a chunk that was claimed in state `from` back into it. */
+void lm__fill_unclaim(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from);
+/* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
+int lm__fill_ahead(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
+                   struct lm_error *err);
+/* The same for chunks that fill huge pages, if those can be moved in as they are.  0: nothing
+ * was done; they are to be filled one by one. */
+int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t count,
+                                struct lm__scratch *scratch);
+/* Drop a chunk's pages.  1 if it was CLEAN. */
+int lm__fill_evict(lm_region *region, uint64_t chunk_idx);
+/* Drop them whatever was written; waits for fills under way.  1 if it was in memory. */
+int lm__fill_drop(lm_region *region, uint64_t chunk_idx);
 
 /* ---- freeze.c --------------------------------------------------------------------------------------------- */
 
@@ -869,34 +896,11 @@ int lm__freeze_is_copier(int32_t tid);
 /* A missing page of a chunk that is copied could not be had. */
 void lm__freeze_fail(lm_region *region, const struct lm_error *cause);
 
-/* ---- fill.c ---------------------------------------------------------------------------------------------- */
+/* ---- dirty.c ---------------------------------------------------------------------------------------------- */
 
-/* Inside, regions can be looked at and chunks claimed.  `scratch` may be NULL. */
-void lm__fill_gate_enter(struct lm__scratch *scratch);
-void lm__fill_gate_leave(void);
-/* Before a thread that has a handler's scratch lets time pass: others are to read events. */
-void lm__fill_will_block(struct lm__scratch *scratch);
-/* Fill a chunk that the caller has claimed in state `from`.  On failure it is still claimed. */
-int lm__fill(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from,
-             struct lm__scratch *scratch, struct lm_error *err);
-/* Bring missing pages of a chunk back that another thread, which waits for them, is COPYING. */
-int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
-                      struct lm__scratch *scratch, struct lm_error *err);
-/* Give a FILLING chunk up and let those who wait for it fault again. */
-void lm__fill_abandon(lm_region *region, uint64_t chunk_idx);
-/* Put a chunk that was claimed in state `from` back into it. */
-void lm__fill_unclaim(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from);
-/* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
-int lm__fill_ahead(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
-                   struct lm_error *err);
-/* The same for chunks that fill huge pages, if those can be moved in as they are.  0: nothing
- * was done; they are to be filled one by one. */
-int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t count,
-                                struct lm__scratch *scratch);
-/* Drop a chunk's pages.  1 if it was CLEAN. */
-int lm__fill_evict(lm_region *region, uint64_t chunk_idx);
-/* Drop them whatever was written; waits for fills under way.  1 if it was in memory. */
-int lm__fill_drop(lm_region *region, uint64_t chunk_idx);
+/* Serve a write to a page that is protected. */
+void lm__write_serve(lm_region *region, uint64_t chunk_idx,
+                     const struct lm__fault *fault, struct lm__scratch *scratch);
 
 /* ---- ones.c ---------------------------------------------------------------------------------------------- */
 
