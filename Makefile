@@ -11,7 +11,7 @@ C_FILES = ext/*.c ext/*.h tests/engine/*.c tests/engine/*.h tests/stress/*.c tes
     tests/crash/*.c
 ENGINE_TESTS = tests/engine tests/stress/test_stress.py::test_stress_of_the_engine
 SECONDS = 60
-DEPTH = 300
+DEPTH = 200
 SEED =
 SOURCES = $(wildcard ext/*.c ext/*.h ext/*.py lazymem/_version.py) setup.py setup.cfg
 
@@ -58,9 +58,9 @@ asan: $(VENV)/test.done ## the engine's own tests under ASan and UBSan
 tsan: $(VENV)/test.done ## the engine's own tests under TSan
 	LAZYMEM_SANITIZERS=tsan $(BIN)/python -m pytest $(ENGINE_TESTS)
 
-crash: $(VENV)/test.done ## every crash point of the store file: DEPTH=300 images at each, SEED=
+crash: $(VENV)/test.done ## every crash point of the store file: DEPTH=200 images at each, SEED=
 	LAZYMEM_CRASH_DEPTH=$(DEPTH) LAZYMEM_CRASH_SEED=$(SEED) \
-	    $(BIN)/python -m pytest -s tests/crash
+	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/crash
 
 stress: $(VENV)/test.done ## everything at once: SECONDS=60 for each layer, SEED= to repeat
 	LAZYMEM_STRESS_SECONDS=$(SECONDS) LAZYMEM_STRESS_SEED=$(SEED) \

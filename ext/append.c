@@ -11,7 +11,8 @@
  *      cut back to where its last whole addition ends, and goes on.
  * (A4) After a failed sync the kernel may hold lost bytes for clean, and the next sync
  *      succeeds without them.  So all since the last good one is written again before it,
- *      if it can still be read and its checksum is right; else there is no more commit.
+ *      if it can still be read and its checksum is right; else there is no more commit.  The
+ *      record that a writer goes on from is written again before its first sync.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -101,12 +102,23 @@ static int write_again(lm_writer *w)
     return rc == 0 && crc != w->crc ? -EIO : rc;
 }
 
+/* The same bytes: whoever wrote the record may not have heard that its sync failed. */
+static int write_record_again(lm_writer *w)
+{
+    uint8_t bytes[LM_RECORD_BYTES];
+    if (!w->store || w->has_synced)
+        return 0;
+    lm__record_encode(&w->last, bytes);
+    return lm__io_pwrite(w->fd, w->last.offset, sizeof bytes, bytes);
+}
+
 int lm__append_sync(lm_writer *w, struct lm_error *err)
 {
-    int rc = w->is_unsure ? write_again(w) : 0;
+    int rc = w->is_unsure ? write_again(w) : write_record_again(w);
     if (rc == 0)
         rc = lm__io_sync(w->fd);
     w->is_unsure = rc != 0;
+    w->has_synced |= rc == 0;
     return rc == 0 ? 0 : lm__fail(err, lm__error(rc, "sync of what was appended"));
 }
 

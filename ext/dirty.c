@@ -107,6 +107,15 @@ static int let_write(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
     return 1;
 }
 
+static void drop_false_bytes(lm_region *r, uint64_t chunk_idx)
+{
+    if (lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_ABSENT) > 0) {
+        lm__kept_drop_in(lm__region_span(r, chunk_idx));
+        lm__chunks_abandon(&r->chunks, chunk_idx);
+        lm__waiters_wake(lm__region_span(r, chunk_idx));
+    }
+}
+
 void lm__write_serve(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
                      struct lm__scratch *scratch)
 {
@@ -128,7 +137,8 @@ void lm__write_serve(lm_region *r, uint64_t chunk_idx, const struct lm__fault *f
                 return;
             break;
         case LM_CHUNK_DIRTY: unprotect(r, chunk_idx, 1); break;
-        case LM_CHUNK_ABSENT: /* dropped meanwhile: it faults anew */
+        case LM_CHUNK_ABSENT: /* dropped meanwhile, or false bytes: it faults anew */
+            drop_false_bytes(r, chunk_idx);
             lm__waiters_wake(
                 (struct lm__span){lm__waiter_of(fault).page, lm__page_bytes()});
             break;

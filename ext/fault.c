@@ -100,13 +100,13 @@ static void serve_interrupted(lm_region *r, uint64_t chunk_idx,
 }
 
 /* A chunk that another thread is filling, which finds the waiter when it is done.  Where writes
- * are tracked that is waited for: false bytes would have to go again, and what others have
- * written since with them. */
+ * are tracked a writer waits for that: false bytes that can be written would have to go again,
+ * and what others have written since with them. */
 static void serve_filling(lm_region *r, uint64_t chunk_idx,
                           const struct lm__fault *fault, struct lm__scratch *scratch)
 {
     struct lm__waiter w = lm__waiter_of(fault);
-    if (r->tracking == LM_TRACK_NONE &&
+    if ((r->tracking == LM_TRACK_NONE || !fault->is_write) &&
         (lm__interrupt_take(fault->tid) || lm__interrupt_is_pending(fault->tid)) &&
         lm__waiter_take(w)) {
         serve_interrupted(r, chunk_idx, fault, LM_CHUNK_FILLING, scratch);

@@ -327,7 +327,7 @@ int lm__index_diff(struct lm__index *a, struct lm__source *a_source,
 
 struct lm_store {
     _Atomic uint32_t refs;
-    int is_writable; /* fixed after open */
+    int32_t writer_pid; /* of the process that may append; 0: none.  Fixed after open */
     struct lm__source source;
     uint64_t file_bytes;
     struct lm__record
@@ -352,6 +352,8 @@ struct lm_object {
 };
 
 void lm__store_retain(lm_store *store);
+/* Let other writers in, though objects may keep the file open. */
+void lm__store_unlock(lm_store *store);
 /* As lm_store_open_at(), also while the caller prunes. */
 int lm__store_reopen(const lm_store *store, uint64_t record_offset, int is_unmarked,
                      lm_store **out, struct lm_commit *commit, struct lm_error *err);
@@ -510,14 +512,16 @@ typedef int (*lm__appended_fn)(void *context, uint64_t chunk, const struct lm__e
 struct lm_writer {
     lm_store *store; /* that is appended to; NULL: a new file, which is the writer's */
     int fd;
+    uint64_t next_sequence, next_time_ns; /* of the next commit; 0: as they come */
     struct lm__record
         last; /* of a new file, nothing but the store id is set at first */
     pthread_mutex_t lock;
-    pthread_cond_t moved;          /* the ring has, or the writer has failed */
-    uint64_t tail;                 /* under lock or appending, as all below */
-    uint64_t kept_tail;            /* what lies before is not cut off after an error */
-    uint64_t synced_tail;          /* what lies before is on the disk, if it can be */
-    uint32_t crc, kept_crc;        /* of what lies between, up to tail and kept_tail */
+    pthread_cond_t moved;   /* the ring has, or the writer has failed */
+    uint64_t tail;          /* under lock or appending, as all below */
+    uint64_t kept_tail;     /* what lies before is not cut off after an error */
+    uint64_t synced_tail;   /* what lies before is on the disk, if it can be */
+    uint32_t crc, kept_crc; /* of what lies between, up to tail and kept_tail */
+    int has_synced;
     int is_unsure;                 /* a sync has failed since */
     uint64_t steps, steps_flushed; /* of the current job */
     lm__appended_fn appended;
@@ -906,6 +910,7 @@ struct lm__failed {
     uintptr_t page;            /* that it has touched */
     struct lm__span span;      /* pages whose waiters share its fate */
     enum lm__chunk_state from; /* the chunk's, before the fill */
+    int is_write;
     int is_interrupt;
     int is_copier; /* it has its error already, and may neither wait nor die */
     uint64_t began_ns;

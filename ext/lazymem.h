@@ -129,7 +129,7 @@ struct lm_commit {
 int lm_store_open(const char *path, lm_store **out, struct lm_commit *commit,
                   struct lm_error *err);
 /* The same for a store that lm_writer_open() is to append to.  There is one at a time: else
- * LM_E_LOCKED.  What an interrupted commit has left at the end is cut off. */
+ * LM_E_LOCKED.  What an interrupted commit has left at the end stays, and is not read. */
 int lm_store_open_write(const char *path, lm_store **out, struct lm_commit *commit,
                         struct lm_error *err);
 /* The newest state whose commit record lies before an offset and makes sense; to look for an
@@ -142,6 +142,8 @@ int lm_store_open_at(lm_store *store, uint64_t record_offset, lm_store **out,
                      struct lm_commit *commit, struct lm_error *err);
 /* Decode the manifest (JSON, UTF-8) into `buf` of commit->manifest_bytes. */
 int lm_store_manifest(lm_store *store, char *buf, struct lm_error *err);
+/* Nothing is read from it any more, though objects may keep it open: its space may go. */
+void lm_store_leave(lm_store *store);
 /* Drop the caller's reference; open objects keep the file open. */
 void lm_store_close(lm_store *store);
 
@@ -329,6 +331,8 @@ int lm_writer_end(lm_writer_object *object, struct lm_written *out,
 /* Append manifest and commit record; on return both are on the disk. */
 int lm_writer_commit(lm_writer *writer, const char *manifest, uint64_t manifest_bytes,
                      struct lm_commit *commit, struct lm_error *err);
+/* Let the next commit have a number and a time of another file's, of which this one is a copy. */
+void lm_writer_resume(lm_writer *writer, uint64_t sequence, uint64_t time_ns);
 /* Close the file.  Its name is the caller's to rename or remove. */
 void lm_writer_close(lm_writer *writer);
 /* Make the names in the folder of `path` durable. */

@@ -62,12 +62,13 @@ struct ones {
     struct lm__span span;
     const uint8_t *bytes; /* NULL: there was no memory */
     size_t count;
+    int is_protected; /* from writes, which would be lost with the page */
 };
 
 static struct ones ones_for(const lm_region *r, struct lm__span span,
                             struct lm__scratch *scratch)
 {
-    struct ones ones = {r, span, lm__ones, sizeof lm__ones};
+    struct ones ones = {r, span, lm__ones, sizeof lm__ones, 0};
     if (lm__region_is_hugetlb(r)) {
         ones.count = lm__region_page_bytes(r);
         ones.bytes = lm__block_ones(scratch, ones.count);
@@ -78,7 +79,10 @@ static struct ones ones_for(const lm_region *r, struct lm__span span,
 static int is_installed(const struct ones *ones, uintptr_t addr, size_t bytes)
 {
     enum lm__install answer = LM_NO_MEMORY;
-    if (ones->bytes && lm__region_is_hugetlb(ones->region))
+    if (ones->bytes && ones->is_protected)
+        answer =
+            lm__uffd_copy_protected(addr, ones->bytes, bytes, ones->region->page_shift);
+    else if (ones->bytes && lm__region_is_hugetlb(ones->region))
         answer = lm__uffd_copy_huge(addr, ones->bytes, bytes, ones->region->page_shift);
     else if (ones->bytes)
         answer = lm__uffd_copy(addr, ones->bytes, bytes);
@@ -155,6 +159,7 @@ struct lm__failed lm__failed_fault(const lm_region *r, uint64_t chunk_idx,
         .tid = fault->tid ? fault->tid : -1,
         .page = lm__round_down(fault->addr, lm__region_page_bytes(r)),
         .span = lm__region_span(r, chunk_idx),
+        .is_write = fault->is_write,
         .from = LM_CHUNK_ABSENT,
         .began_ns = now_ns(),
     };
@@ -203,6 +208,7 @@ void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scrat
     if (is_kept)
         lm__kept_drop_in(f.span);
     struct ones ones = ones_for(r, false_span(r, &f, met, times), scratch);
+    ones.is_protected = r->tracking == LM_TRACK_PROTECT && !f.is_write;
     int are_there = ones_install(&ones);
     /* Others may have touched the same pages.  Now that these are there, no more will. */
     lm__waiters_await_entered();

@@ -7,6 +7,9 @@
  * (P1) In use is what the last commit lists, and what a reader has open.  Readers that open the
  *      store meanwhile wait, so none reads a state that is about to go.
  * (P2) Nothing is written: a crash in the midst leaves holes where nobody looks.
+ * (P3) The last commit is on the disk before the first hole.  It need not be: the process that
+ *      made it may have died before its sync, and a power failure would bring back the state
+ *      before, which is not in use any more.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -162,7 +165,9 @@ int lm_prune_end(lm_prune *p, int is_complete, uint64_t *freed, struct lm_error 
     if (is_complete) {
         keep(p, 0, LM_SUPERBLOCK_BYTES);
         keep(p, w->last.offset, w->kept_tail - w->last.offset); /* not yet committed */
-        rc = lm__io_used_bytes(w->fd, &before);
+        rc = lm__append_sync(w, err);
+        if (rc == 0)
+            rc = lm__io_used_bytes(w->fd, &before);
         if (rc == 0)
             rc = punch(p);
         if (rc == 0)

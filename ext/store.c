@@ -148,6 +148,11 @@ uint64_t lm__marks_next(int fd, uint64_t from)
     return offset < from ? from : offset;
 }
 
+void lm_store_leave(lm_store *s)
+{
+    mark(s->source.fd, F_OFD_SETLK, F_UNLCK, READ_MARKS + s->record.offset);
+}
+
 static void mark_read(const lm_store *s)
 {
     mark(s->source.fd, F_OFD_SETLK, F_RDLCK, READ_MARKS + s->record.offset);
@@ -288,7 +293,7 @@ int lm_store_open_write(const char *path, lm_store **out, struct lm_commit *comm
     int rc = store_new(open_for_writing(path), (struct which){0}, out, err);
     if (rc != 0)
         return rc;
-    (*out)->is_writable = 1;
+    (*out)->writer_pid = (int32_t)getpid();
     *commit = lm__commit_of(&(*out)->record, (*out)->file_bytes);
     return 0;
 }
@@ -301,7 +306,7 @@ int lm_store_open_before(const char *path, int is_writable, uint64_t before,
     int rc = store_new(fd, (struct which){.place = BEFORE, .offset = before}, out, err);
     if (rc != 0)
         return rc;
-    (*out)->is_writable = is_writable;
+    (*out)->writer_pid = is_writable ? (int32_t)getpid() : 0;
     *commit = lm__commit_of(&(*out)->record, (*out)->file_bytes);
     return 0;
 }
@@ -351,6 +356,13 @@ int lm_store_manifest(lm_store *s, char *buf, struct lm_error *err)
     }
     free(stored);
     return rc;
+}
+
+void lm__store_unlock(lm_store *s)
+{
+    /* The lock is that of the open file, which a forked child has as well. */
+    if (s->writer_pid == (int32_t)getpid())
+        flock(s->source.fd, LOCK_UN);
 }
 
 void lm__store_retain(lm_store *s) { lm_add_relaxed(&s->refs, 1); }

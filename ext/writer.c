@@ -349,7 +349,7 @@ int lm_writer_create(const char *path, lm_writer **out, struct lm_error *err)
 
 int lm_writer_open(lm_store *store, lm_writer **out, struct lm_error *err)
 {
-    if (!store->is_writable)
+    if (store->writer_pid != (int32_t)getpid())
         return lm__fail(err, lm__error(-EBADF, "store"));
     lm_writer *w = writer_new(store->source.fd);
     if (!w)
@@ -386,9 +386,12 @@ int lm_writer_commit(lm_writer *w, const char *manifest, uint64_t manifest_bytes
                      struct lm_commit *commit, struct lm_error *err)
 {
     uint8_t bytes[LM_RECORD_BYTES];
-    struct lm__record rec = {.sequence = w->last.sequence + 1,
-                             .previous_offset = w->last.offset,
-                             .time_ns = now_ns()};
+    struct lm__record rec = {
+        .sequence = w->next_sequence ? w->next_sequence : w->last.sequence + 1,
+        .previous_offset = w->last.offset,
+        .time_ns = w->next_time_ns ? w->next_time_ns : now_ns(),
+    };
+    w->next_sequence = w->next_time_ns = 0;
     lm__append_recover(w);
     int rc = lm__append_check(w, err);
     if (rc != 0)
@@ -425,12 +428,20 @@ int lm_writer_commit(lm_writer *w, const char *manifest, uint64_t manifest_bytes
     return 0;
 }
 
+void lm_writer_resume(lm_writer *w, uint64_t sequence, uint64_t time_ns)
+{
+    w->next_sequence = sequence;
+    w->next_time_ns = time_ns;
+}
+
 void lm_writer_close(lm_writer *w)
 {
-    if (w->store)
+    if (w->store) {
+        lm__store_unlock(w->store);
         lm_store_close(w->store);
-    else
+    } else {
         close(w->fd);
+    }
     for (int i = 0; i < LM_RING_SLOTS; i++)
         free(w->ring[i].bytes);
     free(w->compare);

@@ -3,6 +3,8 @@
 
 from lazymem._version import __version__
 from lazymem.array import LazyArray
+from lazymem.attrs import Attrs
+from lazymem.diff import Diff, ObjectDiff
 from lazymem.errors import (
     BudgetError,
     ChecksumError,
@@ -19,17 +21,22 @@ from lazymem.errors import (
     UnsavedChangesError,
     UnsupportedKernelError,
 )
+from lazymem.history import FlushInfo, RestoreInfo, SnapshotInfo
 from lazymem.manifest import ObjectInfo
+from lazymem.repair import RepairInfo, repair
 from lazymem.stats import Commit, RegionStats, Residency, StoreStats
 from lazymem.store import Store, open
 from lazymem.writer import ObjectWriter, Writer, save
 
 __all__ = [
+    "Attrs",
     "BudgetError",
     "ChecksumError",
     "ClosedError",
     "Commit",
+    "Diff",
     "FillError",
+    "FlushInfo",
     "FormatError",
     "HugePagesError",
     "LazyArray",
@@ -37,11 +44,15 @@ __all__ = [
     "LazyMemWarning",
     "LockError",
     "NotAStoreError",
+    "ObjectDiff",
     "ObjectInfo",
     "ObjectNotFoundError",
     "ObjectWriter",
     "RegionStats",
+    "RepairInfo",
     "Residency",
+    "RestoreInfo",
+    "SnapshotInfo",
     "SnapshotNotFoundError",
     "Store",
     "StoreStats",
@@ -50,5 +61,6 @@ __all__ = [
     "Writer",
     "__version__",
     "open",
+    "repair",
     "save",
 ]

@@ -13,10 +13,10 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
-from typing import Any
+from typing import Any, NamedTuple
 
 from lazymem._lazymem import ffi, lib
 from lazymem.errors import (
@@ -151,6 +151,8 @@ def exception(
     hint = _HINTS.get(
         error.code, "check the disk or file server; a later touch tries again"
     )
+    if error.code == lib.LM_E_CLOSED and owner is not None and owner.gone:
+        text, hint = f"{', '.join(place)}: {owner.gone}", f"take store[{name!r}] again"
     text += f"; {hint}"
     exc = _CLASSES.get(error.code, FillError)(text)
     exc.code, exc.path, exc.name = int(error.code), path, name
@@ -313,17 +315,63 @@ class Job:
 
 
 class StoreHandle:
-    """An open store file."""
+    """An open store file, at its last commit or at an earlier one.
 
-    def __init__(self, path: str) -> None:
+    Parameters
+    ----------
+    path : str
+        What errors call the file.
+    file : str, optional
+        Where it is, if not there.
+    is_writable : bool, optional
+        Be the one who may append to it.
+    """
+
+    def __init__(
+        self, path: str, *, file: str | None = None, is_writable: bool = False
+    ) -> None:
+        function = lib.lm_store_open_write if is_writable else lib.lm_store_open
+        self._open(path, partial(function, os.fsencode(file or path)))
+
+    def at(self, record_offset: int) -> StoreHandle:
+        """Open an earlier state of the file, by the offset of its commit record."""
+        return self.opened_by(
+            partial(lib.lm_store_open_at, self.pointer, record_offset)
+        )
+
+    def opened_by(self, function: Callable[..., int]) -> StoreHandle:
+        """Open another state of the file by a function of the engine."""
+        other = StoreHandle.__new__(StoreHandle)
+        other._open(self.path, function)
+        return other
+
+    @classmethod
+    def before(
+        cls, path: str, record_offset: int, *, is_writable: bool = False
+    ) -> StoreHandle:
+        """Open the newest state whose commit record lies before an offset."""
+        found = cls.__new__(cls)
+        file = os.fsencode(path)
+        found._open(
+            path, partial(lib.lm_store_open_before, file, is_writable, record_offset)
+        )
+        return found
+
+    def _open(self, path: str, function: Callable[..., int]) -> None:
         out, error = ffi.new(_STORE_OUT), _new_error()
         self.commit = ffi.new(_COMMIT)
-        code = lib.lm_store_open(os.fsencode(path), out, self.commit, error)
+        self._pid = os.getpid()
+        code = function(out, self.commit, error)
         if -4096 < code < 0 and ffi.string(error.what) == b"file":
             raise _os_error(code, path)
         _check(code, error, path)
         self.path = path
         self.pointer = ffi.gc(out[0], lib.lm_store_close)
+
+    def leave(self) -> None:
+        """Say that nothing is read from it any more: a writer may take its space."""
+        if self._pid == os.getpid():  # else another process reads it as well
+            lib.lm_store_leave(self.pointer)
 
     def manifest(self) -> bytes:
         """Return the manifest's bytes, checked."""
@@ -347,6 +395,8 @@ class ObjectHandle:
         self.path, self.name = store.path, name
         self.nbytes, self.chunk_bytes = nbytes, chunk_bytes
         self.region: weakref.ref[RegionHandle] | None = None
+        self.gone: str | None = None
+        """Why its memory was given up while its store is open; None: it was not."""
         tag = next(_next_tag)
         fields = (tag, nbytes, chunk_bytes, shuffle, index or (0, 0, 0, 0))
         spec = ffi.new(_OBJECT_SPEC, fields)
@@ -373,6 +423,28 @@ class ObjectHandle:
             raise _os_error(code, self.path)
         return Job(out[0], self.path)
 
+    def rebase(
+        self, store: StoreHandle, index: tuple[int, int, int, int] | None
+    ) -> None:
+        """Read from another index of the same bytes from now on."""
+        root = ffi.new("struct lm_root *", index or (0, 0, 0, 0))
+        code = lib.lm_object_rebase(self.pointer, store.pointer, root)
+        if code < 0:
+            raise _os_error(code, self.path)
+
+    def diff(self, other: ObjectHandle, start: int) -> tuple[int, int] | None:
+        """Return the next run of chunks, from `start` on, whose entries differ.
+
+        The other has as many bytes and the same chunks.  A run is (first, count).
+        """
+        first, count = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        error = _new_error()
+        code = lib.lm_object_diff(
+            self.pointer, other.pointer, start, first, count, error
+        )
+        _check(code, error, self.path, self.name)
+        return (int(first[0]), int(count[0])) if code else None
+
 
 class RegionHandle:
     """An object as memory, which lives as long as the handle or a view of it."""
@@ -398,6 +470,26 @@ class RegionHandle:
         self.chunk_bytes = int(lib.lm_region_chunk_bytes(self.pointer))
         self.failures = lib.lm_region_failures(self.pointer)
         self.released = False
+        self._tracking_pid = os.getpid() if is_tracked else 0
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether a snapshot may hold what is written; a forked child's writes none."""
+        return self._tracking_pid == os.getpid()
+
+    def dirty(self) -> int:
+        """Return how many chunks were written since the last snapshot."""
+        return int(lib.lm_region_dirty(self.pointer))
+
+    def restore(
+        self, store: StoreHandle, index: tuple[int, int, int, int] | None
+    ) -> int:
+        """Show another state of the object; return how many chunks were dropped."""
+        dropped, error = ffi.new("uint64_t *"), _new_error()
+        to = ffi.new("struct lm_root *", index or (0, 0, 0, 0))
+        code = lib.lm_region_restore(self.pointer, store.pointer, to, dropped, error)
+        _check(code, error, store.path, self.object.name)
+        return int(dropped[0])
 
     def memory(self) -> memoryview:
         """Return the object's bytes; whatever looks at them keeps the handle alive."""
@@ -488,10 +580,20 @@ def encoding(
     return ffi.new("struct lm_encoding *", fields)
 
 
-def root(raw: Any) -> tuple[int, int, int, int] | None:
-    """Return a ``struct lm_root`` as a tuple; None if all is zero."""
-    fields = (int(raw.offset), int(raw.bytes), int(raw.crc), int(raw.kind))
-    return fields if fields[0] else None
+class Written(NamedTuple):
+    """What became of the chunks of an object that were given to the engine."""
+
+    root: tuple[int, int, int, int] | None
+    """Offset, length, checksum and kind of the root index page; None: all zero."""
+    chunks: int
+    stored_bytes: int
+
+
+def _written(raw: Any) -> Written:
+    fields = raw.root
+    root = int(fields.offset), int(fields.bytes), int(fields.crc), int(fields.kind)
+    chunks, stored_bytes = int(raw.chunks_total), int(raw.stored_bytes)
+    return Written(root if root[0] else None, chunks, stored_bytes)
 
 
 def encoded_bytes(enc: Any, chunk: Any) -> int:
@@ -505,20 +607,32 @@ def encoded_bytes(enc: Any, chunk: Any) -> int:
 
 
 class WriterHandle:
-    """A store file in the making; errors call it by the name it is to have."""
+    """Appends to a store file, a new one or an open one.
 
-    def __init__(self, path: str, name: str) -> None:
+    Parameters
+    ----------
+    path : str
+        What errors call the file.
+    target : str or StoreHandle
+        Where to create it; or the store to append to, opened for writing.
+    """
+
+    def __init__(self, path: str, target: str | StoreHandle) -> None:
         out, error = ffi.new("lm_writer **"), _new_error()
-        code = lib.lm_writer_create(os.fsencode(path), out, error)
+        if isinstance(target, StoreHandle):
+            code = lib.lm_writer_open(target.pointer, out, error)
+        else:
+            code = lib.lm_writer_create(os.fsencode(target), out, error)
         if -4096 < code < 0:
-            raise _os_error(code, name)
-        self.path = name
-        self._pointer = out[0]
+            raise _os_error(code, path)
+        _check(code, error, path)
+        self.path = path
+        self.pointer = ffi.gc(out[0], lib.lm_writer_close)
 
     def begin(self, enc: Any) -> Any:
         """Begin an object; returns its handle for :meth:`write` and :meth:`end`."""
         out, error = ffi.new("lm_writer_object **"), _new_error()
-        self._check(lib.lm_writer_begin(self._pointer, enc, out, error), error)
+        self.check(lib.lm_writer_begin(self.pointer, enc, out, error), error)
         return out[0]
 
     def write(
@@ -527,36 +641,176 @@ class WriterHandle:
         """Append a block of bytes and wait until it is encoded."""
         data, out, error = ffi.from_buffer(block), ffi.new(_JOB_OUT), _new_error()
         code = lib.lm_writer_write(obj, offset, data, len(data), out, error)
-        self._check(code, error)
-        if out[0] != ffi.NULL:
+        self.check(code, error)
+        self.wait(out[0], tick)
+
+    def wait(self, job: Any, tick: Tick | None) -> None:
+        """Wait for a job that appends, if there is one."""
+        if job != ffi.NULL:
             try:
-                Job(out[0], self.path).wait(tick)
+                Job(job, self.path).wait(tick)
             except FillError as exc:
                 raise _as_os_error(exc, self.path) from None
 
-    def end(self, obj: Any) -> Any:
-        """Finish an object; returns a ``struct lm_written``."""
+    def end(self, obj: Any) -> Written:
+        """Finish an object; returns what became of it."""
         out, error = ffi.new("struct lm_written *"), _new_error()
-        self._check(lib.lm_writer_end(obj, out, error), error)
+        self.check(lib.lm_writer_end(obj, out, error), error)
+        return _written(out)
+
+    def copy(
+        self,
+        obj: ObjectHandle,
+        before: ObjectHandle | None,
+        before_root: tuple[int, int, int, int] | None,
+        enc: Any,
+        tick: Tick | None,
+    ) -> Written:
+        """Append an object of another file.
+
+        Only what differs from `before` is copied, of which `before_root` is the copy.
+        Without an encoding (None) it is copied as it is stored.
+        """
+        out, error = ffi.new("lm_copy **"), _new_error()
+        code = lib.lm_copy_begin(
+            self.pointer,
+            obj.pointer,
+            before.pointer if before else ffi.NULL,
+            ffi.new("struct lm_root *", before_root or (0, 0, 0, 0)),
+            enc or ffi.NULL,
+            out,
+            error,
+        )
+        self.check(code, error)
+        job, written = ffi.new(_JOB_OUT), ffi.new("struct lm_written *")
+        try:
+            self.check(lib.lm_copy_write(out[0], job), error)
+            self.wait(job[0], tick)
+        finally:
+            code = lib.lm_copy_end(out[0], written, error)
+        self.check(code, error)
+        return _written(written)
+
+    def resume(self, sequence: int, time_ns: int) -> None:
+        """Let the next commit have the number and time of one that it copies."""
+        lib.lm_writer_resume(self.pointer, sequence, time_ns)
+
+    def commit(self, manifest: bytes) -> Any:
+        """Make all that was appended durable; returns a ``struct lm_commit``."""
+        out, error = ffi.new(_COMMIT), _new_error()
+        code = lib.lm_writer_commit(self.pointer, manifest, len(manifest), out, error)
+        self.check(code, error)
         return out
 
-    def commit(self, manifest: bytes) -> int:
-        """Make the file durable; returns its length in bytes."""
-        out, error = ffi.new(_COMMIT), _new_error()
-        code = lib.lm_writer_commit(self._pointer, manifest, len(manifest), out, error)
-        self._check(code, error)
-        return int(out.file_bytes)
-
     def close(self) -> None:
-        """Close the file."""
-        if self._pointer is not None:
-            lib.lm_writer_close(self._pointer)
-            self._pointer = None
+        """Close the file, or let others append to it."""
+        if self.pointer is not None:
+            ffi.release(self.pointer)
+            self.pointer = None
 
-    def _check(self, code: int, error: Any) -> None:
+    def check(self, code: int, error: Any) -> None:
+        """Raise what a failed call says, with the system's causes as OSError."""
         if -4096 < code < 0:
             raise _as_os_error(exception(error, self.path), self.path)
         _check(code, error, self.path)
+
+
+class PruneHandle:
+    """Finds out which bytes of a store are in use.
+
+    Parameters
+    ----------
+    writer : WriterHandle
+        The store's.
+    store : StoreHandle
+        The store.
+    """
+
+    def __init__(self, writer: WriterHandle, store: StoreHandle) -> None:
+        out, error = ffi.new("lm_prune **"), _new_error()
+        writer.check(lib.lm_prune_begin(writer.pointer, out, error), error)
+        self._writer, self._store, self._pointer = writer, store, out[0]
+
+    def readers(self) -> list[int]:
+        """Return the commit records of the states that are open anywhere."""
+        found: list[int] = []
+        while offset := lib.lm_prune_reader(self._pointer, (found or [-1])[-1] + 1):
+            found.append(int(offset))
+        return found
+
+    def open(self, record_offset: int) -> StoreHandle:
+        """Open a state, which is in use."""
+        return self._store.opened_by(
+            partial(lib.lm_prune_open, self._pointer, record_offset)
+        )
+
+    def keep(self, obj: ObjectHandle, before: ObjectHandle | None) -> None:
+        """Note that an object is in use; `before`, of equal form, was noted before."""
+        other = before.pointer if before else ffi.NULL
+        error = _new_error()
+        code = lib.lm_prune_keep(self._pointer, obj.pointer, other, error)
+        _check(code, error, obj.path, obj.name)
+
+    def end(self, *, is_complete: bool) -> int:
+        """Give back what is not in use; return how many bytes that was."""
+        freed, error = ffi.new("uint64_t *"), _new_error()
+        pointer, self._pointer = self._pointer, None
+        code = lib.lm_prune_end(pointer, is_complete, freed, error)
+        self._writer.check(code, error)
+        return int(freed[0])
+
+    def __del__(self) -> None:
+        if self._pointer is not None:
+            self.end(is_complete=False)
+
+
+class SnapshotHandle:
+    """What was written to arrays, frozen, on its way to the file.
+
+    Parameters
+    ----------
+    writer : WriterHandle
+        Of the regions' store.
+    parts : sequence of (RegionHandle, struct lm_encoding)
+        What to freeze and how to store it.
+    """
+
+    def __init__(
+        self, writer: WriterHandle, parts: Sequence[tuple[RegionHandle, Any]]
+    ) -> None:
+        self._writer, self._parts, self._pointer = writer, parts, None
+        array = ffi.new("struct lm_snapshot_part[]", len(parts))
+        for part, (region, enc) in zip(array, parts):
+            part.region, part.encoding = region.pointer, enc[0]
+        out, error = ffi.new("lm_snapshot **"), _new_error()
+        stats = ffi.new("struct lm_snapshot_stats *")
+        code = lib.lm_snapshot_begin(
+            writer.pointer, array, len(parts), out, stats, error
+        )
+        writer.check(code, error)
+        self._pointer = out[0]
+        self.pause_seconds = stats.pause_ns / 1e9
+
+    def write(self, tick: Tick | None = None) -> list[Written]:
+        """Encode and append it; returns what became of each part."""
+        out, error = ffi.new(_JOB_OUT), _new_error()
+        self._writer.check(lib.lm_snapshot_write(self._pointer, out), error)
+        self._writer.wait(out[0], tick)
+        written = ffi.new("struct lm_written[]", len(self._parts))
+        code = lib.lm_snapshot_end(self._pointer, written, error)
+        self._writer.check(code, error)
+        return [_written(part) for part in written]
+
+    def close(self, *, is_committed: bool) -> None:
+        """End it: without a commit, what was frozen counts as written again."""
+        if self._pointer is not None:
+            lib.lm_snapshot_close(self._pointer, is_committed)
+            self._pointer = None
+
+    def __del__(self) -> None:
+        # A signal can raise just when it was begun.
+        if self._pointer is not None:
+            self.close(is_committed=False)
 
 
 def _as_os_error(exc: LazyMemError, path: str) -> Exception:

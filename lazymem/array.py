@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from lazymem import _engine
+from lazymem.attrs import Attrs
 from lazymem.errors import ClosedError
 from lazymem.progress import Progress, meter
 from lazymem.stats import Residency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from lazymem.manifest import ObjectInfo
 
@@ -33,7 +34,7 @@ class Binding:
     region: _engine.RegionHandle | None
     """None: the array was loaded whole, since nothing here can fill it on demand."""
     is_writable: bool
-    """Mode ``"c"``: memory may hold what no file has."""
+    """Modes ``"c"`` and ``"r+"``: memory may hold what no file has."""
     user_mode_only: bool
     """System calls can't touch absent pages here: what makes them must load first."""
 
@@ -78,9 +79,11 @@ class LazyArray(np.ndarray[Any, Any]):
         return self._binding.info.name if self._binding else None
 
     @property
-    def attrs(self) -> Mapping[str, Any]:
-        """The object's attributes."""
-        return self._bound().info.attrs
+    def attrs(self) -> Attrs:
+        """The object's attributes, which can be changed in mode ``"r+"``."""
+        attrs = self._bound().info.attrs
+        assert isinstance(attrs, Attrs)
+        return attrs
 
     def residency(self) -> Residency:
         """Return how much of the array is in memory.
@@ -152,7 +155,7 @@ class LazyArray(np.ndarray[Any, Any]):
             with meter(progress, nbytes, f"load {binding.info.name}") as m:
                 job.wait(m.part(nbytes))
             if binding.region is not None and binding.region.released:
-                raise closed_error(binding.region.object.path, f"array {self.name!r}")
+                raise self._closed_error(binding.region)
         return self
 
     def evict(self, index: Any = ...) -> int:
@@ -173,11 +176,15 @@ class LazyArray(np.ndarray[Any, Any]):
         ------
         ValueError
             If the array is of mode ``"c"``: what was written is nowhere but in memory.
+
+        Notes
+        -----
+        In mode ``"r+"`` chunks written since the last snapshot or flush stay.
         """
         region, part = self._bound().region, self._basic_view(index)
         if region is None or part.size == 0:
             return 0
-        if self._bound().is_writable:
+        if self._bound().is_writable and not region.is_tracked:
             raise ValueError(
                 f"array {self.name!r} is of mode 'c', and what was written to it is "
                 "nowhere but in memory; close the store to give it up"
@@ -190,9 +197,13 @@ class LazyArray(np.ndarray[Any, Any]):
         if region is None or self.size == 0:
             return None
         if region.released:
-            raise closed_error(region.object.path, f"array {self.name!r}")
+            raise self._closed_error(region)
         low, high = self._byte_range()
         return region.prefetch(low, high - low)
+
+    def _closed_error(self, region: _engine.RegionHandle) -> ClosedError:
+        what = f"array {self.name!r}"
+        return closed_error(region.object.path, what, region.object.gone)
 
     def _fill_first(self, index: Any, region: _engine.RegionHandle) -> None:
         """Fill the chunk of the first element read, if it is one, in this thread.
@@ -410,8 +421,10 @@ def bind(
     return array
 
 
-def closed_error(path: str, what: str) -> ClosedError:
-    """Return the error of a store that is used after it was closed."""
-    error = ClosedError(f"{path}: {what}: the store is closed; open it again")
+def closed_error(path: str, what: str, reason: str | None = None) -> ClosedError:
+    """Return the error of a store, or of one of its arrays, used after its end."""
+    error = ClosedError(
+        f"{path}: {what}: {reason or 'the store is closed; open it again'}"
+    )
     error.path = path
     return error

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _EXIT_DAMAGED = 3
 _EXIT_INTERRUPTED = 130
 _BLOCK_BYTES = 64 << 20
+_MOST_RUNS = 8
+"""Of rows that differ, told for an object."""
 _WIDE = 10_000
 """Columns of a table that nobody looks at in a terminal: nothing is cut off."""
 _FAILURES = (
@@ -143,6 +145,11 @@ def _ratio(nbytes: int, stored_bytes: int) -> str:
 
 
 _file_argument = click.argument("file", type=click.Path())
+_at_option = click.option(
+    "--at",
+    metavar="SNAPSHOT",
+    help="An earlier state: a snapshot's name or number, as log lists them.",
+)
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, for programs."
 )
@@ -255,15 +262,21 @@ def pack(
     help="The folder to write to; made if missing.",
 )
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@_at_option
 @_json_option
 def unpack(
-    file: str, names: tuple[str, ...], folder: Path, force: bool, as_json: bool
+    file: str,
+    names: tuple[str, ...],
+    folder: Path,
+    force: bool,
+    at: str | None,
+    as_json: bool,
 ) -> None:
     """Write the objects NAMES of FILE, by default all, as .npy files.
 
     An object's name may have slashes, which make folders.
     """
-    with lm.open(file) as store:
+    with _open(file, at) as store:
         infos = [store.info(name) for name in dict.fromkeys(names or store)]
         targets = [_target(folder, info.name) for info in infos]
         taken = [path for path in targets if os.path.lexists(path)]
@@ -333,6 +346,20 @@ def _unpack_object(store: lm.Store, info: lm.ObjectInfo, path: Path, m: Meter) -
 # ---- what is in a store --------------------------------------------------------------
 
 
+def _open(file: str, at: str | None) -> lm.Store:
+    if at is None:
+        return lm.open(file)
+    with lm.open(file) as store:
+        found = _snapshot(store, at)
+    return lm.open(file, at=found)
+
+
+def _snapshot(store: lm.Store, text: str) -> str | int:
+    """Take a snapshot's name; where none has it, a number."""
+    is_name = any(entry.name == text for entry in store.log())
+    return int(text) if text.isdecimal() and not is_name else text
+
+
 def _object_json(info: lm.ObjectInfo) -> dict[str, Any]:
     fields = info.to_json()
     del fields["index"]
@@ -341,10 +368,11 @@ def _object_json(info: lm.ObjectInfo) -> dict[str, Any]:
 
 @cli.command()
 @_file_argument
+@_at_option
 @_json_option
-def ls(file: str, as_json: bool) -> None:
+def ls(file: str, at: str | None, as_json: bool) -> None:
     """List the objects of FILE."""
-    with lm.open(file) as store:
+    with _open(file, at) as store:
         infos = [store.info(name) for name in store]
     if as_json:
         _print_json([_object_json(info) for info in infos])
@@ -365,10 +393,11 @@ def ls(file: str, as_json: bool) -> None:
 @cli.command()
 @_file_argument
 @click.argument("name", required=False)
+@_at_option
 @_json_option
-def info(file: str, name: str | None, as_json: bool) -> None:
+def info(file: str, name: str | None, at: str | None, as_json: bool) -> None:
     """Show facts about FILE, or about its object NAME."""
-    with lm.open(file) as store:
+    with _open(file, at) as store:
         facts = _object_json(store.info(name)) if name else _store_facts(store)
     if as_json:
         _print_json(facts)
@@ -385,6 +414,7 @@ def _store_facts(store: lm.Store) -> dict[str, Any]:
         "store_id": commit.store_id,
         "committed": commit.time.isoformat(),
         "sequence": commit.sequence,
+        "snapshots": len(store.log()),
         "torn_bytes": commit.torn_bytes,
         "writer": commit.writer,
         "attrs": dict(store.attrs),
@@ -393,17 +423,31 @@ def _store_facts(store: lm.Store) -> dict[str, Any]:
 
 @cli.command()
 @_file_argument
+@_at_option
+@click.option(
+    "--repair",
+    "is_repair",
+    is_flag=True,
+    help="Let the newest intact state be the last one again; nothing is overwritten.",
+)
 @_json_option
 @click.pass_context
-def verify(ctx: click.Context, file: str, as_json: bool) -> None:
+def verify(
+    ctx: click.Context, file: str, at: str | None, is_repair: bool, as_json: bool
+) -> None:
     """Check every checksum of FILE and decode every chunk.
 
     Prints a line for each damaged place, and then ends with exit code 3.
     """
+    if is_repair:
+        if at is not None:
+            raise click.UsageError("--repair finds the state itself: leave --at out")
+        _repair(file, as_json=as_json)
+        return
     objects = nbytes = torn_bytes = 0
     damage: list[Exception]
     try:
-        with lm.open(file) as store:
+        with _open(file, at) as store:
             objects, torn_bytes = len(store), store.commit.torn_bytes
             damage = store.verify(progress=_bars())
             if not damage:
@@ -431,6 +475,21 @@ def verify(ctx: click.Context, file: str, as_json: bool) -> None:
         ctx.exit(_EXIT_DAMAGED)
 
 
+def _repair(file: str, *, as_json: bool) -> None:
+    done = lm.repair(file, progress=_bars())
+    if as_json:
+        _print_json({"path": file, **asdict(done)})
+        return
+    for number, why in done.damaged:
+        click.echo(f"commit {number}: {why}")
+    name = "" if done.name is None else f", {done.name}"
+    state = f"commit {done.sequence}{name}"
+    if done.is_repaired:
+        click.echo(f"{file}: {state} is intact, and is the last state again")
+    else:
+        click.echo(f"{file}: the last state, {state}, is intact")
+
+
 def _name(exc: Exception) -> str | None:
     return getattr(exc, "name", None)
 
@@ -443,6 +502,152 @@ def _place(exc: Exception) -> dict[str, Any]:
         "error": type(exc).__name__,
         "message": _one_line(exc),
     }
+
+
+# ---- history -------------------------------------------------------------------------
+
+_snapshot_argument = click.argument("snapshot")
+
+
+def _snapshot_json(entry: lm.SnapshotInfo) -> dict[str, Any]:
+    return {
+        "sequence": entry.sequence,
+        "name": entry.name,
+        "time": entry.time.isoformat(),
+        "parent": entry.parent,
+        "chunks": entry.chunks,
+        "bytes_written": entry.bytes_written,
+        "message": entry.message,
+    }
+
+
+@cli.command()
+@_file_argument
+@_json_option
+def log(file: str, as_json: bool) -> None:
+    """List the snapshots of FILE, oldest first."""
+    with lm.open(file) as store:
+        entries = store.log()
+    if as_json:
+        _print_json([_snapshot_json(entry) for entry in entries])
+        return
+    numbers = ("number", "parent", "chunks", "bytes")
+    table = _table("number", "name", "time", *numbers[1:], "message", numbers=numbers)
+    for entry in entries:
+        table.add_row(
+            *_cells(
+                entry.sequence,
+                "-" if entry.name is None else entry.name,
+                entry.time.isoformat(" ", "seconds"),
+                "-" if entry.parent is None else entry.parent,
+                entry.chunks,
+                decimal(entry.bytes_written),
+                entry.message,
+            )
+        )
+    _print_table(table)
+
+
+@cli.command()
+@_file_argument
+@click.argument("a")
+@click.argument("b", required=False)
+@_json_option
+def diff(file: str, a: str, b: str | None, as_json: bool) -> None:
+    """Tell what differs in FILE from snapshot A to B, by default to the last state."""
+    with lm.open(file) as store:
+        later = None if b is None else _snapshot(store, b)
+        found = store.diff(_snapshot(store, a), later)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    if found.attrs:
+        click.echo("attributes of the store")
+    for sign, names in (("-", found.removed), ("+", found.added)):
+        for name in names:
+            click.echo(f"{sign} {_printable(name)}")
+    for name, how in found.changed.items():
+        click.echo(f"~ {_printable(name)}: {_told(how)}")
+
+
+def _told(how: lm.ObjectDiff) -> str:
+    parts = ["shape, dtype or order"] if how.is_reshaped else []
+    if how.attrs:
+        parts.append("attributes")
+    if how.chunks:
+        runs = [f"{i}" if i + 1 == end else f"{i}:{end}" for i, end in how.ranges]
+        if len(runs) > _MOST_RUNS:
+            runs[_MOST_RUNS:] = [f"and {len(runs) - _MOST_RUNS} more"]
+        where = "" if how.axis is None else f", axis {how.axis} at {', '.join(runs)}"
+        parts.append(f"{how.chunks} chunk{'s' if how.chunks > 1 else ''}{where}")
+    return "; ".join(parts)
+
+
+@cli.command()
+@_file_argument
+@_snapshot_argument
+@_json_option
+def restore(file: str, snapshot: str, as_json: bool) -> None:
+    """Go back to SNAPSHOT: it becomes the last state of FILE.
+
+    Nothing is lost: a last state that is no snapshot is made one first.
+    """
+    with lm.open(file, "r+") as store:
+        found = _snapshot(store, snapshot)
+        entries = store.log()
+        if not entries or entries[-1].sequence != store.commit.sequence:
+            store.snapshot(message=f"before going back to {snapshot}")
+        restored = store.restore(found).snapshot
+        sequence = store.flush().sequence
+    if as_json:
+        _print_json({"restored": _snapshot_json(restored), "sequence": sequence})
+    else:
+        click.echo(f"{file}: shows snapshot {restored.sequence} again")
+
+
+@cli.command("delete-snapshot")
+@_file_argument
+@_snapshot_argument
+@_json_option
+def delete_snapshot(file: str, snapshot: str, as_json: bool) -> None:
+    """Forget SNAPSHOT of FILE; its other states stay as they are."""
+    with lm.open(file, "r+") as store:
+        store.delete_snapshot(_snapshot(store, snapshot))
+        entries = store.log()
+    if as_json:
+        _print_json([_snapshot_json(entry) for entry in entries])
+    else:
+        click.echo(f"{file}: {len(entries)} snapshots are left")
+
+
+@cli.command()
+@_file_argument
+@_json_option
+def prune(file: str, as_json: bool) -> None:
+    """Give back the space of what no snapshot of FILE needs any more."""
+    with lm.open(file, "r+") as store:
+        freed = store.prune()
+    if as_json:
+        _print_json({"path": file, "freed_bytes": freed})
+    else:
+        click.echo(f"{file}: {decimal(freed)} given back")
+
+
+@cli.command()
+@_file_argument
+@click.option("--codec", type=click.Choice(["zstd", "lz4", "none"]))
+@click.option("--level", type=int, help="Of the codec; either encodes all anew.")
+@_json_option
+def compact(file: str, codec: str | None, level: int | None, as_json: bool) -> None:
+    """Copy FILE, with its snapshots, without what nobody needs; it takes its place."""
+    before = os.path.getsize(file)
+    with lm.open(file, "r+") as store:
+        store.compact(codec=codec, level=level, progress=_bars())
+    after = os.path.getsize(file)
+    if as_json:
+        _print_json({"path": file, "before_bytes": before, "after_bytes": after})
+    else:
+        click.echo(f"{file}: {decimal(before)} before, {decimal(after)} now")
 
 
 # ---- doctor --------------------------------------------------------------------------

@@ -122,7 +122,15 @@ class ObjectNotFoundError(LazyMemError, KeyError):
 
 
 class LockError(LazyMemError, OSError):
-    """Another writer has the store open."""
+    """Another writer has the store open.
+
+    Attributes
+    ----------
+    pid : int or None
+        The process that has it open, where that can be found out.
+    """
+
+    pid: int | None = None
 
 
 class SnapshotNotFoundError(LazyMemError, KeyError):

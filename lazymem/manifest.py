@@ -55,6 +55,8 @@ class ObjectInfo:
     """Bytes of the compressed chunks."""
     attrs: Mapping[str, Any]
     """The user's attributes."""
+    is_split: bool = True
+    """Whether byte planes, and with lz4 every 64 KiB, are compressed on their own."""
 
     @property
     def nbytes(self) -> int:
@@ -76,9 +78,10 @@ class ObjectInfo:
             "codec": self.codec,
             "level": self.level,
             "shuffle": self.shuffle,
-            "index": _index_to_json(self.index),
+            "index": index_to_json(self.index),
             "stored_bytes": self.stored_bytes,
             "attrs": dict(self.attrs),
+            **({} if self.is_split else {"split": False}),
         }
 
 
@@ -101,12 +104,25 @@ def check_attrs(attrs: Mapping[str, Any] | None, of: str) -> dict[str, Any]:
     return copy
 
 
-def encode(objects: Mapping[str, ObjectInfo], attrs: Mapping[str, Any]) -> bytes:
-    """Return the manifest of a store."""
+def encode(
+    objects: Mapping[str, Any], attrs: Mapping[str, Any], **history: Any
+) -> bytes:
+    """Return the manifest of a store.
+
+    Parameters
+    ----------
+    objects : mapping
+        The entry of each object, as :meth:`ObjectInfo.to_json` makes it.
+    attrs : mapping
+        The store's attributes.
+    **history
+        What :mod:`lazymem.history` has to say.
+    """
     manifest = {
         "writer": f"lazymem {__version__}",
+        **history,
         "attrs": dict(attrs),
-        "objects": {name: info.to_json() for name, info in objects.items()},
+        "objects": dict(objects),
     }
     text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8")
@@ -152,6 +168,7 @@ def object_info(path: str, name: str, entry: Any) -> ObjectInfo:
             index=_index(entry["index"]),
             stored_bytes=_integer(entry["stored_bytes"]),
             attrs=_mapping(entry["attrs"]),
+            is_split=_boolean(entry.get("split", True)),
         )
         _check(info)
     except (KeyError, TypeError, ValueError, RecursionError) as exc:
@@ -185,6 +202,12 @@ def _check(info: ObjectInfo) -> None:
 def _integer(value: Any) -> int:
     if type(value) is not int or value < 0 or value > _NBYTES_MAX:
         raise ValueError(f"{value!r} is no length")
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
     return value
 
 
@@ -230,7 +253,8 @@ def _index(value: Any) -> tuple[int, int, int, int] | None:
     return offset, stored_bytes, crc, kind
 
 
-def _index_to_json(index: tuple[int, int, int, int] | None) -> list[int] | None:
+def index_to_json(index: tuple[int, int, int, int] | None) -> list[int] | None:
+    """Return the manifest's way to say where an index is."""
     if index is None:
         return None
     return list(index if index[3] != PAGE_PLAIN else index[:3])

@@ -261,15 +261,16 @@ def collect(
         for item in arrays:
             add_paths(item)
     else:
-        add("arr_0", _from_value(arrays, "arr_0", stack))
+        add("arr_0", from_value(arrays, "arr_0", stack))
     for name, value in named.items():
         if not isinstance(name, str):
             raise TypeError(f"an object's name must be a str, not {name!r}")
-        add(name, _from_value(value, name, stack))
+        add(name, from_value(value, name, stack))
     return found
 
 
-def _from_value(value: Any, name: str, stack: ExitStack) -> Source:
+def from_value(value: Any, name: str, stack: ExitStack) -> Source:
+    """Take what was given as one array: array_like, or the path of a ``.npy`` file."""
     if isinstance(value, (str, os.PathLike)):
         sources = _open_path(os.fspath(value), stack)
         if len(sources) != 1:

@@ -71,6 +71,10 @@ class RegionStats:
     """Fills that failed."""
     stored_bytes_read: int
     """Compressed bytes read from the file."""
+    chunks_dirty: int
+    """Chunks written since the last snapshot or flush, in a store open for writing."""
+    write_faults: int
+    """First writes to chunks, in a store open for writing."""
 
 
 @dataclass(frozen=True)
@@ -110,4 +114,6 @@ def region_stats(raw: Any) -> RegionStats:
         zero_fills=raw.zero_fills,
         failures=raw.failures,
         stored_bytes_read=raw.stored_bytes_read,
+        chunks_dirty=raw.chunks_dirty,
+        write_faults=raw.write_faults,
     )

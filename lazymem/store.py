@@ -3,78 +3,114 @@
 
 from __future__ import annotations
 
-import errno
+import builtins
 import os
-import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
-from functools import partial
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from lazymem import _engine, manifest
+from lazymem import _engine, diff, files, history, manifest
 from lazymem.array import LazyArray, bind, closed_error
-from lazymem.errors import (
-    HugePagesError,
-    LazyMemError,
-    LazyMemWarning,
-    ObjectNotFoundError,
-    UnsupportedKernelError,
-)
+from lazymem.arrays import Mode, OnError, OpenArrays, Pages
+from lazymem.attrs import Attrs, Change
+from lazymem.encoding import Encoding
+from lazymem.errors import LazyMemError, LazyMemWarning, LockError, ObjectNotFoundError
 from lazymem.progress import Progress, meter
 from lazymem.stats import Commit, StoreStats, region_stats
+from lazymem.workspace import Workspace, listing
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    import numpy.typing as npt
+
+    from lazymem.history import (
+        FlushInfo,
+        History,
+        RestoreInfo,
+        SnapshotInfo,
+        SnapshotRef,
+    )
     from lazymem.manifest import ObjectInfo
 
-Pages = Literal["2M", "1G", "auto"] | None
-
 _LISTED_IN_REPR = 10
-_PRUNE_MIN = 64
+_MEMORY = "<memory>"
 
 
 class Store(Mapping[str, LazyArray]):
-    """An open store file: names to arrays.  Made by :func:`lazymem.open`.
+    """A store: names to arrays.  :func:`lazymem.open` opens one that is a file.
+
+    Made directly it is a new, empty store in memory, compressed as a file would be.
 
     An array, and every view of it, keeps its memory; when the last one is gone the
     memory is given back.  So keep the array (``t = store["t"]``) rather than asking the
-    store again and again.  In mode ``"c"`` the store keeps every array it has given
-    out, with what was written.
+    store again and again.  Where arrays can be written the store keeps every array it
+    has given out, with what was written.
 
     A store is a context manager.  After :meth:`close` its arrays raise ClosedError when
     touched.
+
+    Parameters
+    ----------
+    pages : {None, "2M", "1G", "auto"}, optional
+        Huge pages for its arrays, as for :func:`lazymem.open`.
+    spill : str or path-like, optional
+        A folder for what snapshots hold, in a file without a name, which goes with the
+        store.  Default: memory.
+
+    Examples
+    --------
+    >>> import lazymem as lm
+    >>> with lm.Store() as store:
+    ...     x = store.create("x", (1_000_000,), "f8")
+    ...     x[:10] = 1
+    ...     _ = store.snapshot("ten")
+    ...     x[:] = 2
+    ...     _ = store.restore("ten", discard=True)
+    ...     print(x.sum())
+    10.0
     """
 
     def __init__(
+        self, *, pages: Pages = None, spill: str | os.PathLike[str] | None = None
+    ) -> None:
+        _check_pages(pages)
+        self._open(_open_in_memory(spill), "r+", None, "raise", pages)
+
+    def _open(
         self,
-        path: str,
-        mode: Literal["r", "c"],
-        on_error: Literal["raise", "sigbus"] = "raise",
-        pages: Pages = None,
+        handle: _engine.StoreHandle,
+        mode: Mode,
+        at: SnapshotRef | None,
+        on_error: OnError,
+        pages: Pages,
     ) -> None:
         _engine.start_pager()  # its threads get ready while the file is looked at
-        self._handle = _engine.StoreHandle(path)
-        self._path, self._mode = path, mode
-        self._on_error, self._pages = on_error, pages
-        self._manifest = manifest.decode(self._handle.manifest(), path)
-        self._objects: dict[str, Any] = self._manifest["objects"]
-        self._lock = threading.Lock()
-        self._open: dict[str, weakref.ref[LazyArray]] = {}
-        # A plain view of an array can outlive it.
-        self._regions: list[weakref.ref[_engine.RegionHandle]] = []
-        self._prune_at = _PRUNE_MIN
-        self._kept: dict[str, LazyArray] = {}
+        self._path, self._handle = handle.path, handle
+        self._workspace: Workspace | None = None
+        self._content = manifest.decode(handle.manifest(), self._path)
+        self._last_content, self._last_commit = self._content, handle.commit
+        if at is not None:
+            self._handle = handle.at(self._history().find(at).offset)
+            self._content = manifest.decode(self._handle.manifest(), self._path)
+        self._arrays = OpenArrays(mode, on_error, pages)
         self._closed = False
-        _stores[id(self)] = weakref.ref(self, partial(_stores.pop, id(self)))
-        torn = self._handle.commit.torn_bytes
-        if torn:
+        if mode == "r+":
+            self._workspace = Workspace(handle, self._content, self._arrays)
+            if self._path != _MEMORY:
+                weakref.finalize(self, _warn_of_loss, self._workspace)
+        torn = handle.commit.torn_bytes
+        if torn and (mode == "r+" or not files.has_writer(self._path)):
             warnings.warn(
-                f"{path}: {torn} bytes after the last intact commit are ignored: a "
-                "later commit was interrupted, or its end was lost",
+                f"{self._path}: {torn} bytes after the last intact commit are ignored: "
+                "a later commit was interrupted or discarded, or its end was lost",
                 LazyMemWarning,
                 stacklevel=3,
             )
@@ -82,43 +118,53 @@ class Store(Mapping[str, LazyArray]):
     # ---- mapping ---------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> LazyArray:
-        with self._lock:
+        with self._arrays.lock:
             if self._closed:
                 raise closed_error(self._path, f"store[{name!r}]")
-            reference = self._open.get(name)
-            array = reference() if reference else None
+            array = self._arrays.get(name)
             if array is None:
-                array = self._open_array(self.info(name))
-                self._open[name] = weakref.ref(array)
-                if self._mode == "c":
-                    self._kept[name] = array
+                info = self.info(name)
+                obj = self._object(info) if info.nbytes else None
+                info = replace(info, attrs=self._attrs_of(info))
+                array = self._arrays.open(info, obj)
         return array
 
+    def __setitem__(self, name: str, value: npt.ArrayLike | os.PathLike[str]) -> None:
+        self._writing(f"store[{name!r}] = ...").put(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        self._writing(f"del store[{name!r}]").delete(name, self._not_found)
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._objects)
+        return iter(self._content["objects"])
 
     def __len__(self) -> int:
-        return len(self._objects)
+        return len(self._content["objects"])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._objects
+        return name in self._content["objects"]
 
     # ---- facts -----------------------------------------------------------------------
 
     @property
     def path(self) -> str:
-        """The file."""
+        """The file; ``"<memory>"`` if it has none."""
         return self._path
 
     @property
     def mode(self) -> str:
-        """``"r"`` or ``"c"``."""
-        return self._mode
+        """``"r"``, ``"c"`` or ``"r+"``.
+
+        A forked child of a process that writes has mode ``"c"``.
+        """
+        return self._arrays.mode
 
     @property
-    def attrs(self) -> Mapping[str, Any]:
-        """The store's attributes."""
-        return MappingProxyType(self._manifest["attrs"])
+    def attrs(self) -> Attrs:
+        """The store's attributes, which can be changed in mode ``"r+"``."""
+        if self._workspace is not None:
+            return self._workspace.attrs()
+        return Attrs("the store", lambda: self._content["attrs"], self._refuse_change)
 
     @property
     def closed(self) -> bool:
@@ -127,13 +173,13 @@ class Store(Mapping[str, LazyArray]):
 
     @property
     def commit(self) -> Commit:
-        """Facts about the state of the file that was opened."""
-        raw = self._handle.commit
+        """Facts about the state that was opened, or was last committed since."""
+        raw = self._workspace.commit if self._workspace else self._handle.commit
         return Commit(
             sequence=raw.sequence,
             time=datetime.fromtimestamp(raw.time_ns // 10**9, timezone.utc),
             store_id=bytes(raw.store_id).hex(),
-            writer=str(self._manifest.get("writer", "unknown")),
+            writer=str(self._content.get("writer", "unknown")),
             file_bytes=raw.file_bytes,
             torn_bytes=raw.torn_bytes,
         )
@@ -141,21 +187,23 @@ class Store(Mapping[str, LazyArray]):
     def info(self, name: str) -> ObjectInfo:
         """Return what the store knows of an object, without touching its data.
 
+        Where arrays were written, `index` and `stored_bytes` are of the last commit.
+
         Raises
         ------
         ObjectNotFoundError
             If there is no object of that name.
         """
         try:
-            entry = self._objects[name]
+            entry = self._content["objects"][name]
         except (KeyError, TypeError):
             raise self._not_found(name) from None
         return manifest.object_info(self._path, name, entry)
 
     def stats(self) -> StoreStats:
         """Return counters of the arrays that are open, and of the engine."""
-        with self._lock:
-            regions = self._live_regions()
+        with self._arrays.lock:
+            regions = self._arrays.regions()
         arrays = {
             region.object.name: region_stats(region.stats()) for region in regions
         }
@@ -165,6 +213,8 @@ class Store(Mapping[str, LazyArray]):
         self, name: str, *, block_bytes: int = 64 << 20, progress: Progress = None
     ) -> Iterator[memoryview]:
         """Decode an object piece by piece, without its array and its memory.
+
+        These are the bytes of the file, without what was written to the array since.
 
         Parameters
         ----------
@@ -232,22 +282,492 @@ class Store(Mapping[str, LazyArray]):
         finally:
             job.close()
 
+    # ---- changing it -----------------------------------------------------------------
+
+    def create(
+        self,
+        name: str,
+        shape: int | tuple[int, ...],
+        dtype: npt.DTypeLike,
+        *,
+        order: Literal["C", "F"] = "C",
+        attrs: Mapping[str, Any] | None = None,
+        codec: str = "zstd",
+        level: int | None = None,
+        chunk_bytes: int | None = None,
+        shuffle: bool | int | None = None,
+    ) -> LazyArray:
+        """Add an array of zeros, to be written to.
+
+        Parameters
+        ----------
+        name : str
+            Its key in the store, which must be free.
+        shape : int or tuple of int
+            Its shape.
+        dtype : dtype_like
+            Its type; no Python objects.
+        order : {"C", "F"}, optional
+            Layout.
+        attrs : mapping, optional
+            JSON attributes.
+        codec, level, chunk_bytes, shuffle : optional
+            As for :func:`lazymem.save`.  Nothing is known of the data yet: default is
+            zstd, in chunks of 128 KiB, and the byte shuffle for numbers.
+
+        Returns
+        -------
+        LazyArray
+            The array.  It takes memory where it is written to.
+
+        Raises
+        ------
+        ValueError
+            If there is such an object, or the store is not open for writing.
+        ClosedError, LockError
+            If the store is closed; or another process is its writer.
+        UnsupportedKernelError
+            If writes can't be tracked here.
+
+        Notes
+        -----
+        Costs nothing, whatever the shape.  The object is durable with the next
+        snapshot or flush.
+        """
+        how = Encoding(codec, level, chunk_bytes, shuffle)
+        workspace = self._writing(f"create({name!r})")
+        workspace.create(name, shape, dtype, order, attrs, how)
+        try:
+            return self[name]
+        except BaseException:
+            with suppress(ObjectNotFoundError):
+                del self[name]
+            raise
+
+    def put(
+        self,
+        name: str,
+        value: npt.ArrayLike | os.PathLike[str],
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        codec: str | None = None,
+        level: int | None = None,
+        chunk_bytes: int | None = None,
+        shuffle: bool | int | None = None,
+        progress: Progress = None,
+    ) -> None:
+        """Store a whole array, as ``store[name] = value`` does, with options.
+
+        Parameters
+        ----------
+        name : str
+            Its key in the store.  An object of that name is replaced: arrays of it that
+            are held raise ClosedError when touched.
+        value : array_like or path
+            An array, a memory map, or the path of a ``.npy`` file.
+        attrs : mapping, optional
+            JSON attributes.  Those of an object that is replaced are gone.
+        codec, level, chunk_bytes, shuffle : optional
+            As for :func:`lazymem.save`.  Default for codec and level: those of the
+            object that is replaced, if there is one.
+        progress : bool or callable, optional
+            True for a bar, or a function of (bytes done, bytes in all).
+
+        Raises
+        ------
+        TypeError
+            If the dtype holds Python objects.
+        ValueError
+            If the store is not open for writing.
+        OSError
+            If the file can't be written; nothing has changed then.
+        FormatError, FillError
+            If the value is an array of a store and can't be read.
+        ClosedError, LockError
+            If the store is closed; or another process is its writer.
+
+        Notes
+        -----
+        Uses all cores, and memory for a few blocks, however large the array: it goes
+        straight into the file.  It is durable with the next snapshot or flush.
+
+        Examples
+        --------
+        >>> import numpy as np, lazymem as lm
+        >>> with lm.Store() as store:
+        ...     store["a"] = np.arange(5)
+        ...     store.put("b", store["a"][::-1], codec="lz4", attrs={"unit": "K"})
+        ...     print(store["b"], store["b"].attrs)
+        [4 3 2 1 0] {'unit': 'K'}
+        """
+        encoding = {
+            "codec": codec,
+            "level": level,
+            "chunk_bytes": chunk_bytes,
+            "shuffle": shuffle,
+        }
+        workspace = self._writing(f"put({name!r})")
+        workspace.put(name, value, attrs, progress, **encoding)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether closing the store now would lose something.
+
+        Notes
+        -----
+        Touches no page.  Costs a comparison for each object.
+        """
+        return self._workspace is not None and bool(self._workspace.unsaved())
+
+    @overload
+    def snapshot(
+        self,
+        name: str | None = ...,
+        message: str = ...,
+        *,
+        wait: Literal[True] = ...,
+        progress: Progress = ...,
+    ) -> SnapshotInfo: ...
+
+    @overload
+    def snapshot(
+        self,
+        name: str | None = ...,
+        message: str = ...,
+        *,
+        wait: Literal[False],
+        progress: Progress = ...,
+    ) -> Future[SnapshotInfo]: ...
+
+    def snapshot(
+        self,
+        name: str | None = None,
+        message: str = "",
+        *,
+        wait: bool = True,
+        progress: Progress = None,
+    ) -> SnapshotInfo | Future[SnapshotInfo]:
+        """Make all changes durable, as a state that can be gone back to.
+
+        Parameters
+        ----------
+        name : str, optional
+            A name no other snapshot has.
+        message : str, optional
+            What is to be said of it in the :meth:`log`.
+        wait : bool, optional
+            False: return as soon as the state is fixed.  It is written while the
+            program goes on, which may write to the arrays at once.
+        progress : bool or callable, optional
+            True for a bar, or a function of (bytes done, bytes in all).
+
+        Returns
+        -------
+        SnapshotInfo
+            Or, with ``wait=False``, a `concurrent.futures.Future` of it, which can't be
+            cancelled.  :meth:`close` waits for it.
+
+        Raises
+        ------
+        ValueError
+            If the name is taken, or the store is not open for writing.
+        OSError
+            If the file can't be written; the file's last state stays, and so do all
+            changes, for another attempt.
+        ClosedError, LockError
+            If the store is closed; or another process is its writer.
+
+        Notes
+        -----
+        Costs what was written: chunks that nobody touched are not looked at, and of
+        the others those that differ from the file are appended.  Threads that write
+        are held for a moment, in which nothing is copied.
+
+        Examples
+        --------
+        >>> import numpy as np, lazymem as lm
+        >>> _ = lm.save("work.lzm", {"x": np.zeros(1_000_000)})
+        >>> with lm.open("work.lzm", "r+") as store:
+        ...     store["x"][123_456] = 1
+        ...     info = store.snapshot("one", "the first one")
+        ...     print(info.chunks, store.unsaved)
+        1 False
+        """
+        workspace = self._writing("snapshot()")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"a snapshot's name must be a str, not {name!r}")
+        if name == "":
+            raise ValueError("a snapshot's name must not be empty")
+        if not isinstance(message, str):
+            raise TypeError(f"message must be a str, not {message!r}")
+        for text in (name or "", message):
+            text.encode("utf-8")  # lone surrogates have no place in a file
+        if wait:
+            return workspace.snapshot(name, message, progress)
+        return workspace.snapshot_in_background(name, message, progress)
+
+    def flush(self, *, progress: Progress = None) -> FlushInfo:
+        """Make all changes durable, without a place in the history.
+
+        Parameters
+        ----------
+        progress : bool or callable, optional
+            True for a bar, or a function of (bytes done, bytes in all).
+
+        Returns
+        -------
+        FlushInfo
+
+        Raises
+        ------
+        ValueError
+            If the store is not open for writing.
+        OSError
+            If the file can't be written; nothing is lost.
+        ClosedError, LockError
+            If the store is closed; or another process is its writer.
+
+        Notes
+        -----
+        Costs what was written, and nothing where nothing was.
+        """
+        return self._writing("flush()").flush(progress)
+
+    def prune(self) -> int:
+        """Give back the space of what no snapshot needs any more.
+
+        Returns
+        -------
+        int
+            Bytes that the file takes less on the disk.  Its length stays.
+
+        Raises
+        ------
+        ValueError
+            If the store is not open for writing.
+        FormatError, FillError
+            If an index can't be read; nothing has changed then.
+        OSError
+            If the file system has no holes (``fallocate``), or no locks.
+        ClosedError, LockError
+            If the store is closed; or another process is its writer.
+
+        Notes
+        -----
+        What a reader of the file has open stays, whether it is still listed or not.
+        Costs a look at the indexes of all snapshots, and reads no data.
+
+        Examples
+        --------
+        >>> import numpy as np, lazymem as lm
+        >>> with lm.Store() as store:
+        ...     store["x"] = np.random.default_rng(1).random(1_000_000)
+        ...     _ = store.snapshot("first")
+        ...     store["x"] = np.zeros(10)
+        ...     _ = store.snapshot("second")
+        ...     store.delete_snapshot("first")
+        ...     print(store.prune() > 4_000_000)
+        True
+        """
+        return self._writing("prune()").prune()
+
+    def compact(
+        self,
+        *,
+        codec: str | None = None,
+        level: int | None = None,
+        progress: Progress = None,
+    ) -> None:
+        """Copy the store to a new file without what nobody needs, and go on with that.
+
+        Parameters
+        ----------
+        codec, level : optional
+            Encode all chunks anew, as for :func:`lazymem.save`.  Default: they are
+            copied as they are.
+        progress : bool or callable, optional
+            True for a bar, or a function of (bytes done, bytes in all).
+
+        Raises
+        ------
+        UnsavedChangesError
+            If there are changes that no snapshot and no flush holds.
+        ValueError
+            If the store is not open for writing, or has no file.
+        FormatError, FillError, OSError
+            If something can't be read or written; the file stays as it was.
+        ClosedError, LockError
+            If the store is closed; or another process is its writer.
+
+        Notes
+        -----
+        The new file appears under the store's name when it is complete and on the disk.
+        All snapshots are kept, with their names, numbers and times.  Arrays stay as
+        they are; who reads the old file goes on reading it.
+        """
+        workspace = self._writing("compact()")
+        if self._path == _MEMORY:
+            raise ValueError("a store in memory has no file; prune() gives memory back")
+        encoding = None
+        if codec is not None or level is not None:
+            encoding = Encoding(codec or "zstd", level)
+        self._handle = workspace.compact(encoding, progress)
+
+    def restore(self, snapshot: SnapshotRef, *, discard: bool = False) -> RestoreInfo:
+        """Go back to a snapshot, in place: arrays that are held show its state.
+
+        Parameters
+        ----------
+        snapshot : str, int or SnapshotInfo
+            Its name, its number, or what is known of it.
+        discard : bool, optional
+            Give up what no snapshot and no flush holds.
+
+        Returns
+        -------
+        RestoreInfo
+
+        Raises
+        ------
+        SnapshotNotFoundError
+            If there is no such snapshot.
+        UnsavedChangesError
+            If something would be lost, unless `discard` is true.
+        ValueError
+            If the store is not open for writing.
+        FormatError, FillError
+            If the snapshot can't be read.  Of one that can, arrays whose index can't
+            are closed, and the store has been restored all the same.
+        ClosedError, LockError
+            If the store is closed; or another process is its writer.
+
+        Notes
+        -----
+        Costs what differs: chunks in memory that are the same in both states stay.
+        Arrays of objects that do not exist in the snapshot, or have another form there,
+        raise ClosedError when touched.  The file does not change before the next
+        snapshot or flush, whose parent is this one.
+        """
+        return self._writing("restore()").restore(snapshot, discard=discard)
+
+    def delete_snapshot(self, snapshot: SnapshotRef) -> None:
+        """Forget a snapshot; the state of the arrays is not touched.
+
+        Parameters
+        ----------
+        snapshot : str, int or SnapshotInfo
+            Its name, its number, or what is known of it.
+
+        Raises
+        ------
+        SnapshotNotFoundError
+            If there is no such snapshot.
+        ValueError
+            If the store is not open for writing.
+        OSError
+            If the file can't be written.
+        ClosedError, LockError
+            If the store is closed; or another process is its writer.
+
+        Notes
+        -----
+        Writes a commit, in which changes not yet saved have no part.
+        """
+        self._writing("delete_snapshot()").delete_snapshot(snapshot)
+
+    # ---- history ---------------------------------------------------------------------
+
+    def log(self) -> list[SnapshotInfo]:
+        """Return the snapshots that are kept, oldest first.
+
+        Raises
+        ------
+        FormatError
+            If the file's history makes no sense.
+        """
+        return self._history().log()
+
+    def diff(self, a: SnapshotRef, b: SnapshotRef | None = None) -> diff.Diff:
+        """Compare two states of the store.
+
+        Parameters
+        ----------
+        a : str, int or SnapshotInfo
+            A snapshot.
+        b : str, int or SnapshotInfo, optional
+            Another one.  Default: the last commit, which knows nothing of changes that
+            are not saved.
+
+        Returns
+        -------
+        Diff
+            Which objects were added, removed and changed from `a` to `b`, and where.
+
+        Raises
+        ------
+        SnapshotNotFoundError
+            If there is no such snapshot.
+        FormatError, FillError
+            If a chunk that may differ can't be read.
+
+        Notes
+        -----
+        Reads what is stored in two places, and compares its bytes: what is stored once
+        for both states is not read.  Takes memory for some megabytes of data.
+
+        Examples
+        --------
+        >>> import lazymem as lm
+        >>> with lm.open("night.lzm", "w") as store:
+        ...     x = store.create("x", (1000, 100), "f8")
+        ...     _ = store.snapshot("monday")
+        ...     x[10:12] = 1
+        ...     x[500] = 2
+        ...     _ = store.snapshot("tuesday")
+        ...     store.diff("monday", "tuesday").changed["x"].ranges
+        ((10, 12), (500, 501))
+        """
+        self._check_open("diff()")
+        snapshots = [self._history().find(a)]
+        if b is not None:
+            snapshots.append(self._history().find(b))
+        offsets = [found.offset for found in snapshots]
+        if b is None:
+            last = self._workspace.commit if self._workspace else self._last_commit
+            offsets.append(int(last.offset))
+        return diff.compare(*(self._handle.at(offset) for offset in offsets))
+
+    def _history(self) -> History:
+        if self._workspace is not None:
+            return self._workspace.history
+        return history.read(self._path, self._last_content, self._last_commit)
+
     # ---- life ------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def close(self, *, discard: bool = False) -> None:
         """Close the store and free the memory of its arrays at once.
 
         Arrays and views that are still held stay valid objects; touching their memory
         raises ClosedError.  Closing twice is allowed.
+
+        Parameters
+        ----------
+        discard : bool, optional
+            Say nothing of changes that no snapshot and no flush holds.  They are lost
+            in any case; default: a LazyMemWarning says what they are.
         """
-        with self._lock:
-            if self._closed:
-                return
+        self._close(discard, stacklevel=3)
+
+    def _close(self, discard: bool, stacklevel: int) -> None:
+        lost = [] if self._closed or not self._workspace else self._workspace.close()
+        with self._arrays.lock:
             self._closed = True
-            regions = self._live_regions()
-            self._kept.clear()
-        for region in regions:
-            region.release()
+            self._arrays.release_all()
+        self._handle.leave()
+        if self._workspace is not None:
+            self._workspace.unlock()
+        if lost and not discard and self._path != _MEMORY:
+            _warn(self._path, lost, stacklevel + 1)
 
     def __enter__(self) -> Store:
         return self
@@ -258,13 +778,13 @@ class Store(Mapping[str, LazyArray]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._close(discard=False, stacklevel=3)
 
     def __repr__(self) -> str:
         names = ", ".join(map(repr, list(self)[:_LISTED_IN_REPR]))
         more = len(self) - _LISTED_IN_REPR
         tail = f", and {more} more" if more > 0 else ""
-        state = "closed" if self._closed else f"mode {self._mode!r}"
+        state = "closed" if self._closed else f"mode {self.mode!r}"
         return f"<Store {self._path!r}, {state}: {names}{tail}>"
 
     # ---- inside ----------------------------------------------------------------------
@@ -286,17 +806,6 @@ class Store(Mapping[str, LazyArray]):
         error.path, error.name = self._path, str(name)
         return error
 
-    def _live_regions(self) -> list[_engine.RegionHandle]:
-        found = (reference() for reference in self._regions)
-        return [region for region in found if region is not None]
-
-    def _prune(self) -> None:
-        """Forget arrays that are gone: a store of many is walked through."""
-        arrays = self._open.items()
-        self._open = {name: found for name, found in arrays if found() is not None}
-        self._regions = [found for found in self._regions if found() is not None]
-        self._prune_at = max(_PRUNE_MIN, 2 * len(self._regions))
-
     def _object(self, info: ObjectInfo) -> _engine.ObjectHandle:
         return _engine.ObjectHandle(
             self._handle,
@@ -307,107 +816,108 @@ class Store(Mapping[str, LazyArray]):
             info.index,
         )
 
-    def _open_array(self, info: ObjectInfo) -> LazyArray:
-        if info.nbytes == 0:
-            array = bind(info, bytearray(1), None)
-        else:
-            obj = self._object(info)
-            try:
-                region = self._open_region(obj)
-            except UnsupportedKernelError as exc:
-                if _engine.has_pager():
-                    raise  # it is what was asked for that this kernel can't do
-                _warn_fallback(exc)
-                array = bind(info, _load_whole(obj), None)
-            else:
-                self._regions.append(weakref.ref(region))
-                if len(self._regions) >= self._prune_at:
-                    self._prune()
-                user_mode_only = _warn_user_mode_only()
-                memory = region.memory()
-                if self._mode == "r":
-                    memory = memory.toreadonly()
-                return bind(info, memory, region, user_mode_only=user_mode_only)
-        array.flags.writeable = self._mode == "c"
-        return array
+    def _attrs_of(self, info: ObjectInfo) -> Attrs:
+        if self._workspace is not None:
+            return self._workspace.attrs_of(info.name)
+        attrs, of = info.attrs, f"object {info.name!r}"
+        return Attrs(of, lambda: attrs, self._refuse_change)
 
-    def _open_region(self, obj: _engine.ObjectHandle) -> _engine.RegionHandle:
-        is_writable = self._mode == "c"
-        pages = "2M" if self._pages == "auto" else self._pages
-        try:
-            return _engine.RegionHandle(
-                obj, self._on_error, is_writable=is_writable, pages=pages
+    def _refuse_change(self, _: Change) -> None:
+        self._writing("attrs")
+
+    def _writing(self, what: str) -> Workspace:
+        if self._workspace is None:
+            self._check_open(what)
+            raise ValueError(
+                f"{self._path}: {what}: the store is open in mode {self.mode!r}; open "
+                "it with mode 'r+' to change it"
             )
-        except (HugePagesError, UnsupportedKernelError) as exc:
-            if self._pages != "auto" or not _engine.has_pager():
-                raise
-            warnings.warn(f"{exc}; here they are used", LazyMemWarning, stacklevel=5)
-            self._pages = None
-        return self._open_region(obj)
+        self._workspace.check(what)
+        return self._workspace
 
 
-_stores: dict[int, weakref.ref[Store]] = {}
-
-
-def _renew_locks() -> None:
-    """Let a forked child use its stores, whoever held their locks in the parent."""
-    for reference in list(_stores.values()):
-        store = reference()
-        if store is not None:
-            store._lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
-
-
-def _load_whole(obj: _engine.ObjectHandle) -> memoryview:
-    try:
-        memory = np.empty(obj.nbytes, np.uint8)
-    except MemoryError as exc:
-        raise MemoryError(
-            f"{obj.path}, object {obj.name!r}: {exc}; without userfaultfd an array is "
-            "loaded whole ('lazymem doctor' tells how to allow it)"
-        ) from None
-    obj.read(0, memory.data).wait()
-    return memory.data
-
-
-def _warn_fallback(reason: UnsupportedKernelError) -> None:
-    info = _engine.uffd_probe()
-    number = info.user_errno or info.api_errno
-    why = errno.errorcode.get(number, str(number)) if number else str(reason)
+def _warn(path: str, lost: list[str], stacklevel: int) -> None:
     warnings.warn(
-        "arrays are loaded whole at first access: userfaultfd is not available "
-        f"({why}); 'lazymem doctor' tells how to allow it",
+        f"{path}: closed without saving {listing(lost)}; snapshot() or flush() saves, "
+        "close(discard=True) says nothing",
         LazyMemWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
 
 
-_user_mode_only: bool | None = None
+def _warn_of_loss(workspace: Workspace) -> None:
+    """Speak up for a store that nobody has closed and nobody can reach."""
+    lost = workspace.close()
+    if lost:
+        _warn(workspace.path, lost, stacklevel=3)
 
 
-def _warn_user_mode_only() -> bool:
-    """Return whether only user-mode faults are served, and say so the first time."""
-    global _user_mode_only
-    if _user_mode_only is None:
-        _user_mode_only = _engine.user_mode_only()
-        if _user_mode_only:
-            warnings.warn(
-                "this process may serve page faults of user code only: system calls on "
-                "memory not yet filled (write(), send(), ...) fail with EFAULT; load() "
-                "the array first, or see 'lazymem doctor'",
-                LazyMemWarning,
-                stacklevel=5,
-            )
-    return _user_mode_only
+# ---- the ways to open one ------------------------------------------------------------
+
+
+def _open_for_writing(path: str, file: str | None = None) -> _engine.StoreHandle:
+    try:
+        return _engine.StoreHandle(path, file=file, is_writable=True)
+    except LockError:
+        raise files.locked(path) from None
+
+
+def _write_empty(path: str, file: str) -> None:
+    writer = _engine.WriterHandle(path, file)
+    try:
+        writer.commit(manifest.encode({}, {}, snapshot=None))
+    finally:
+        writer.close()
+
+
+def _open_new(path: str, *, may_replace: bool) -> _engine.StoreHandle:
+    """Make an empty store file, and be its writer before others can see it."""
+    path = files.resolve(path)
+    if may_replace:
+        files.check_unlocked(path)
+    elif os.path.lexists(path):
+        raise files.file_exists(path)
+    temporary = files.temporary_name(path)
+    try:
+        _write_empty(path, temporary)
+        handle = _open_for_writing(path, temporary)
+        put = files.replace if may_replace else files.place
+        put(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return handle
+
+
+def _open_in_memory(spill: str | os.PathLike[str] | None) -> _engine.StoreHandle:
+    import tempfile  # not for those who open files
+
+    with tempfile.TemporaryDirectory(prefix="lazymem-", dir=spill) as folder:
+        file = os.path.join(folder, "store")
+        _write_empty(_MEMORY, file)
+        if spill is not None:
+            return _open_for_writing(_MEMORY, file)
+        fd = os.memfd_create("lazymem")
+        try:
+            with builtins.open(file, "rb") as empty:
+                os.write(fd, empty.read())
+            return _open_for_writing(_MEMORY, f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+
+def _check_pages(pages: Any) -> None:
+    if pages not in (*_engine.PAGE_BYTES, "auto"):
+        raise ValueError(f"pages must be '2M', '1G', 'auto' or None, not {pages!r}")
 
 
 def open(
     path: str | os.PathLike[str],
-    mode: Literal["r", "c"] = "r",
+    mode: Literal["r", "c", "r+", "w", "x"] = "r",
     *,
-    on_error: Literal["raise", "sigbus"] = "raise",
+    at: SnapshotRef | None = None,
+    on_error: OnError = "raise",
     pages: Pages = None,
 ) -> Store:
     """Open a store file.
@@ -416,9 +926,16 @@ def open(
     ----------
     path : str or path-like
         The file.
-    mode : {"r", "c"}, optional
+    mode : {"r", "c", "r+", "w", "x"}, optional
         ``"r"``: arrays are read-only.  ``"c"``: copy on write, as in `numpy.memmap`:
-        arrays are writable in memory, the file never changes.
+        arrays are writable in memory, the file never changes.  ``"r+"``: the store can
+        be changed, and the file holds the changes from the next :meth:`Store.snapshot`
+        or :meth:`Store.flush` on.  ``"w"``: likewise, with a new, empty store, which
+        takes the place of what is there at once.  ``"x"``: likewise, where there is
+        nothing yet.
+    at : str, int or SnapshotInfo, optional
+        A snapshot, by its name, its number or what is known of it, instead of the last
+        state; for the modes ``"r"`` and ``"c"``.
     on_error : {"raise", "sigbus"}, optional
         What a touch of a chunk that can't be read does: raise an exception in the
         thread, right after the operation; or raise SIGBUS, as `numpy.memmap` does, so
@@ -439,8 +956,14 @@ def open(
     ------
     FileNotFoundError, PermissionError, OSError
         If the file can't be opened.
+    FileExistsError
+        If there is a file, and the mode is ``"x"``.
     FormatError
         If it is not a store, is damaged, or is of a later version.
+    SnapshotNotFoundError
+        If there is no such snapshot.
+    LockError
+        If it is to be written and is open for writing already, here or elsewhere.
     UnsupportedKernelError
         If an array is asked for and the kernel can't do what `on_error` or `pages` say
         (``"sigbus"`` needs Linux 6.6).
@@ -459,13 +982,26 @@ def open(
     ...     print(store["x"][123_456])
     123456
     """
-    if mode not in ("r", "c"):
-        raise ValueError(f"mode must be 'r' or 'c', not {mode!r}")
+    if mode not in ("r", "c", "r+", "w", "x"):
+        raise ValueError(f"mode must be 'r', 'c', 'r+', 'w' or 'x', not {mode!r}")
     if on_error not in tuple(_engine.ON_ERROR):
         raise ValueError(f"on_error must be 'raise' or 'sigbus', not {on_error!r}")
-    if pages not in (*_engine.PAGE_BYTES, "auto"):
-        raise ValueError(f"pages must be '2M', '1G', 'auto' or None, not {pages!r}")
-    return Store(os.fspath(path), mode, on_error, pages)
+    _check_pages(pages)
+    if at is not None and mode not in ("r", "c"):
+        raise ValueError(
+            f"at={at!r} is for the modes 'r' and 'c'; to go on from a snapshot, open "
+            "the store with 'r+' and restore() it"
+        )
+    file = os.fspath(path)
+    store = Store.__new__(Store)
+    if mode == "r" or mode == "c":
+        store._open(_engine.StoreHandle(file), mode, at, on_error, pages)
+    elif mode == "r+":
+        store._open(_open_for_writing(file), "r+", None, on_error, pages)
+    else:
+        handle = _open_new(file, may_replace=mode == "w")
+        store._open(handle, "r+", None, on_error, pages)
+    return store
 
 
 def _warm() -> None:
@@ -473,8 +1009,9 @@ def _warm() -> None:
     info = manifest.ObjectInfo(
         "x", (1,), np.dtype("u1"), "C", 4096, "none", 0, 0, None, 0, {}
     )
-    objects = manifest.decode(manifest.encode({"x": info}, {}), "")["objects"]
-    bind(manifest.object_info("", "x", objects["x"]), bytearray(1), None)[0]
+    objects = manifest.decode(manifest.encode({"x": info.to_json()}, {}), "")["objects"]
+    array = bind(manifest.object_info("", "x", objects["x"]), bytearray(1), None)
+    array[0]
 
 
 _warm()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lazymem import _engine, manifest, sources
+from lazymem import _engine, files, manifest, sources
 from lazymem.encoding import Encoding, Layout, choose_layout, default_layout
 from lazymem.manifest import ObjectInfo
 from lazymem.progress import Meter, Progress, meter
@@ -28,7 +28,11 @@ class ObjectWriter:
     """An object of a :class:`Writer`, written block by block."""
 
     def __init__(
-        self, writer: Writer, info: ObjectInfo, how: Encoding, source: Source | None
+        self,
+        writer: _engine.WriterHandle,
+        info: ObjectInfo,
+        how: Encoding,
+        source: Source | None,
     ) -> None:
         self._writer, self._info, self._how = writer, info, how
         self._layout: Layout | None = None
@@ -91,14 +95,21 @@ class ObjectWriter:
     ) -> None:
         """Append raw bytes at byte `offset` of the object."""
         handle = self._begin(block)
-        self._writer._handle.write(handle, offset, block, tick)
+        self._writer.write(handle, offset, block, tick)
         self._end = offset + block.nbytes
+
+    def _write_all(self, source: Source, m: Meter) -> None:
+        """Append all bytes of a source."""
+        offset = 0
+        for block in source.blocks() if source.nbytes else ():
+            self.write_bytes(offset, block, m.part(block.nbytes))
+            offset += block.nbytes
 
     def _begin(self, block: Bytes | None) -> Any:
         if self._handle is None:
             if self._layout is None and block is not None:
                 self._choose(lambda at, n: block[at : at + n], block.nbytes)
-            self._handle = self._writer._handle.begin(
+            self._handle = self._writer.begin(
                 self._resolved_layout.to_engine(self._info.nbytes)
             )
         return self._handle
@@ -111,25 +122,81 @@ class ObjectWriter:
         return self._layout or default_layout(self._how, self._info.dtype)
 
     def _finish(self) -> ObjectInfo:
+        """Store what is left of the object; return all that is to be known of it."""
         layout = self._resolved_layout
         self._info = replace(
-            self._info, chunk_bytes=layout.chunk_bytes, shuffle=layout.shuffle
+            self._info,
+            chunk_bytes=layout.chunk_bytes,
+            shuffle=layout.shuffle,
+            is_split=layout.is_split,
         )
         if self._info.nbytes == 0:
             return self._info
         handle, self._handle = self._begin(None), None
-        written = self._writer._handle.end(handle)
+        written = self._writer.end(handle)
         return replace(
             self._info,
-            index=_engine.root(written.root),
-            stored_bytes=int(written.stored_bytes),
+            index=written.root,
+            stored_bytes=written.stored_bytes,
         )
 
     def _discard(self) -> None:
+        """Give the object up, if it is not finished."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
             with suppress(Exception):
-                self._writer._handle.end(handle)
+                self._writer.end(handle)
+
+
+def empty_source(
+    name: str, shape: int | tuple[int, ...], dtype: npt.DTypeLike, order: str
+) -> Source:
+    """Return the source of an object that nothing is known of but its form.
+
+    Raises
+    ------
+    TypeError
+        If the dtype can't be stored.
+    """
+    extents = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    source = Source(extents, np.dtype(dtype), order, lambda: iter(()))
+    sources.check_dtype(source.dtype, name)
+    return source
+
+
+def describe(
+    name: str, source: Source, layout: Layout, attrs: Mapping[str, Any] | None
+) -> ObjectInfo:
+    """Return what a store is to know of a new object, all zero so far.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the name, the form or the attributes can't be stored.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"an object's name must be a str, not {name!r}")
+    if not name:
+        raise ValueError("an object's name must not be empty")
+    name.encode("utf-8")  # lone surrogates have no place in a file
+    if source.order not in ("C", "F"):
+        raise ValueError(f"order must be 'C' or 'F', not {source.order!r}")
+    if any(n < 0 for n in source.shape) or source.nbytes >= 2**63:
+        raise ValueError(f"object {name!r}: shape {source.shape} can't be stored")
+    return ObjectInfo(
+        name=name,
+        shape=source.shape,
+        dtype=source.dtype,
+        order=source.order,
+        chunk_bytes=layout.chunk_bytes,
+        codec=layout.codec,
+        level=layout.level,
+        shuffle=layout.shuffle,
+        index=None,
+        stored_bytes=0,
+        attrs=manifest.check_attrs(attrs, f"object {name!r}"),
+        is_split=layout.is_split,
+    )
 
 
 class Writer:
@@ -178,11 +245,10 @@ class Writer:
     ) -> None:
         self._encoding = Encoding(codec, level, chunk_bytes, shuffle)
         self._attrs = manifest.check_attrs(attrs, "the store")
-        self._path = os.path.realpath(os.fspath(path))
-        if os.path.isdir(self._path):
-            raise IsADirectoryError(f"{self._path} is a folder")
-        self._temporary = f"{self._path}.{os.urandom(6).hex()}.tmp"
-        self._handle = _engine.WriterHandle(self._temporary, self._path)
+        self._path = files.resolve(path)
+        files.check_unlocked(self._path)
+        self._temporary = files.temporary_name(self._path)
+        self._handle = _engine.WriterHandle(self._path, self._temporary)
         self._objects: dict[str, ObjectWriter] = {}
         self._done: dict[str, ObjectInfo] = {}
         self._closed = False
@@ -215,9 +281,7 @@ class Writer:
         **encoding
             ``codec``, ``level``, ``chunk_bytes``, ``shuffle``, as for the writer.
         """
-        extents = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
-        source = Source(extents, np.dtype(dtype), order, lambda: iter(()))
-        sources.check_dtype(source.dtype, name)
+        source = empty_source(name, shape, dtype, order)
         return self._create(name, source, attrs, **encoding)
 
     def _create(
@@ -228,42 +292,20 @@ class Writer:
         **encoding: Any,
     ) -> ObjectWriter:
         self._check_open()
-        if not name or name in self._objects or name in self._done:
-            raise ValueError(f"object {name!r}: names must be unique and not empty")
-        if source.order not in ("C", "F"):
-            raise ValueError(f"order must be 'C' or 'F', not {source.order!r}")
-        if any(n < 0 for n in source.shape) or source.nbytes >= 2**63:
-            raise ValueError(f"object {name!r}: shape {source.shape} can't be stored")
+        if name in self._objects or name in self._done:
+            raise ValueError(f"object {name!r}: names must be unique")
         how = self._encoding
         if encoding.get("codec", how.codec) != how.codec:
             how = replace(how, level=None)
         how = replace(how, **encoding)
-        layout = default_layout(how, source.dtype)
-        info = ObjectInfo(
-            name=name,
-            shape=source.shape,
-            dtype=source.dtype,
-            order=source.order,
-            chunk_bytes=layout.chunk_bytes,
-            codec=layout.codec,
-            level=layout.level,
-            shuffle=layout.shuffle,
-            index=None,
-            stored_bytes=0,
-            attrs=manifest.check_attrs(attrs, f"object {name!r}"),
-        )
-        name.encode("utf-8")  # lone surrogates have no place in a file
-        obj = ObjectWriter(self, info, how, source)
+        info = describe(name, source, default_layout(how, source.dtype), attrs)
+        obj = ObjectWriter(self._handle, info, how, source)
         self._objects[name] = obj
         return obj
 
     def _add(self, name: str, source: Source, m: Meter) -> None:
         """Write a whole object."""
-        obj = self._create(name, source, None)
-        offset = 0
-        for block in source.blocks() if source.nbytes else ():
-            obj.write_bytes(offset, block, m.part(block.nbytes))
-            offset += block.nbytes
+        self._create(name, source, None)._write_all(source, m)
         self._finish(name)
 
     def _finish(self, name: str) -> None:
@@ -278,12 +320,11 @@ class Writer:
             for name in list(self._objects):
                 self._finish(name)
             objects = {name: self._done[name] for name in order}
-            self.file_bytes = self._handle.commit(manifest.encode(objects, self._attrs))
+            entries = {name: info.to_json() for name, info in objects.items()}
+            commit = self._handle.commit(manifest.encode(entries, self._attrs))
+            self.file_bytes = int(commit.file_bytes)
             self._handle.close()
-            with suppress(FileNotFoundError):
-                os.chmod(self._temporary, os.stat(self._path).st_mode & 0o7777)
-            os.replace(self._temporary, self._path)
-            _engine.sync_folder(self._path)
+            files.replace(self._temporary, self._path)
         except BaseException:
             self.discard()
             raise

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.crash.scenarios import BROKEN, NAME, SCENARIOS
+from tests.crash.scenarios import NAME, OTHERS, SCENARIOS
 from tests.crash.state import read_state
 
 
@@ -28,7 +28,7 @@ class Run:
 
     def __init__(self, recorder: ctypes.CDLL, request: dict[str, Any]) -> None:
         self._recorder, self._request = recorder, request
-        self._scenario = {**SCENARIOS, **BROKEN}[request["scenario"]]
+        self._scenario = {**SCENARIOS, **OTHERS}[request["scenario"]]
         self._path = Path(request["folder"], NAME)
         self._answer: dict[str, Any] = {"errors": [], "traceback": ""}
 

@@ -15,7 +15,7 @@ from tests.crash.scenarios import NAME, Scenario
 from tests.crash.state import State, go_on, read_state
 
 IS_FULL = "LAZYMEM_CRASH_DEPTH" in os.environ
-DEPTH = int(os.environ.get("LAZYMEM_CRASH_DEPTH", "8"))
+DEPTH = int(os.environ.get("LAZYMEM_CRASH_DEPTH", "6"))
 """Images tried after each operation; all, where that are fewer."""
 SEED = int(os.environ.get("LAZYMEM_CRASH_SEED") or "20263")
 

@@ -94,6 +94,12 @@ class Result:
     answer: dict[str, Any]
     """What the child has to say; see child.py."""
 
+    def check(self, what: str) -> None:
+        """Fail if the child has not come to its end."""
+        if self.status != 0 or self.answer["traceback"]:
+            text = self.answer.get("traceback")
+            raise AssertionError(f"{what}: exit status {self.status}\n{text}")
+
 
 class Recorder:
     """A process that runs scenarios, each in a fork of its own."""

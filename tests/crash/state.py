@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 import lazymem as lm
-from tests.crash.appender import Appender
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -25,7 +24,7 @@ def _array(dtype: np.dtype[Any], shape: tuple[int, ...], data: bytes) -> str:
 
 @dataclass(frozen=True)
 class State:
-    """Arrays by name, and the snapshots that are kept, each with its own."""
+    """Arrays by name, and the snapshots that have a name, each with its own."""
 
     arrays: Mapping[str, str]
     snapshots: Mapping[str, Mapping[str, str]]
@@ -59,21 +58,28 @@ def read_state(path: Path) -> State | None:
         except FileNotFoundError:
             return None
         with store:
-            return State(_read(store), {})
+            snapshots = {}
+            for info in store.log():
+                with lm.open(path, at=info) as earlier:
+                    found = _read(earlier)
+                if info.name is not None:
+                    snapshots[info.name] = found
+            return State(_read(store), snapshots)
 
 
 def go_on(path: Path, state: State | None) -> None:
     """Add to a store that holds `state`, as one does after a crash."""
-    more = np.arange(100)
     if state is None:
-        lm.save(path, {"more": more})
-    else:
-        writer = Appender(path)
-        writer.put("more", more, 4096)
-        writer.commit()
-        writer.close()
-    arrays = {**(state.arrays if state else {}), **_arrays({"more": more})}
-    found, expected = read_state(path), State(arrays, state.snapshots if state else {})
+        state = State({}, {})
+        lm.open(path, "x").close()
+    more = np.arange(100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lm.LazyMemWarning)
+        with lm.open(path, "r+") as store:
+            store["more"] = more
+            store.flush()
+    found = read_state(path)
+    expected = State({**state.arrays, **_arrays({"more": more})}, state.snapshots)
     if found != expected:
         raise DamageError(f"then it can't be added to: {found}, not {expected}")
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from tests.crash.conftest import Bench
-from tests.crash.scenarios import NAME, SCENARIOS
+from tests.crash.scenarios import CASES, NAME, SCENARIOS
 from tests.crash.state import go_on, read_state
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", CASES)
 def test_killed_before_any_operation(bench: Bench, name: str) -> None:
     states = SCENARIOS[name].states
     for fault in bench.faults(name, "kill", "*"):

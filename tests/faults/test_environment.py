@@ -195,7 +195,7 @@ def test_a_forked_child_reads_right_data_resident_or_not(path: Path) -> None:
 )
 def test_a_child_forked_amid_a_look_up_can_look_up(path: Path) -> None:
     with lm.open(path) as store:
-        with store._lock:  # as if another thread were looking an array up
+        with store._arrays.lock:  # as if another thread were looking an array up
             pid = os.fork()
             if pid == 0:
                 signal.alarm(10)

@@ -29,9 +29,10 @@ SCRIPT = """
 import os, signal, subprocess, sys, threading, time, zlib
 import numpy as np, lazymem as lm
 from lazymem.testing import HANG, failing
+from lazymem._engine import inject
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of a shell ignores it
-store = lm.open(sys.argv[1])
+store = lm.open(sys.argv[1], sys.argv[3] if len(sys.argv) > 3 else "r")
 a = store["a"]
 plain = np.asarray(a)
 
@@ -65,9 +66,9 @@ def path(tmp_path: Path) -> Path:
 Run = "Callable[..., subprocess.CompletedProcess[str]]"
 
 
-def output(run_python: Run, path: Path, script: str) -> list[str]:
+def output(run_python: Run, path: Path, script: str, mode: str = "r") -> list[str]:
     """Run a script and return the lines it printed."""
-    done = run_python(SCRIPT + script, path, A.sum(dtype="f8"))
+    done = run_python(SCRIPT + script, path, A.sum(dtype="f8"), mode)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -76,8 +77,9 @@ def output(run_python: Run, path: Path, script: str) -> list[str]:
     "operation",
     ["a.sum()", "plain.sum()", "a[0, 0]", "a[3:200].copy()", "np.sort(plain)"],
 )
+@pytest.mark.parametrize("mode", ["r", "r+"])
 def test_an_operation_on_a_hanging_source(
-    run_python: Run, path: Path, operation: str
+    run_python: Run, path: Path, operation: str, mode: str
 ) -> None:
     script = f"""
 with failing("read", HANG):
@@ -90,7 +92,30 @@ with failing("read", HANG):
     watcher.wait()
 answers()
 """
-    assert output(run_python, path, script) == ["interrupted", "right"]
+    assert output(run_python, path, script, mode) == ["interrupted", "right"]
+
+
+def test_a_write_waits_for_a_hanging_source_that_comes_back(
+    run_python: Run, path: Path
+) -> None:
+    """What false bytes were written over would be lost, and what others write."""
+    script = """
+right = plain.copy()
+right[7] = 5
+a.evict()
+with failing("read", HANG):
+    watcher = interrupt_when_waiting()
+    threading.Timer(0.3, inject, ("read", 0)).start()
+    try:
+        a[7] = 5
+        time.sleep(1)
+    except KeyboardInterrupt:
+        print("interrupted")
+    watcher.wait()
+a[7] = 5
+print(np.array_equal(a, right))
+"""
+    assert output(run_python, path, script, "r+") == ["interrupted", "True"]
 
 
 def test_once_for_each_ctrl_c(run_python: Run, path: Path) -> None:

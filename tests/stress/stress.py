@@ -190,7 +190,7 @@ def lazy(worker: Worker) -> None:
     with may_be_closed(store):
         a, right = pick(worker, slot)
         index = worker.index_of(right)
-        # Not np.ascontiguousarray(): it may be a plain view, to which errors come later.
+        # np.ascontiguousarray() may be a plain view, to which errors come later.
         for got in (a[index].copy(), a[index] + 0, np.concatenate([a[index]])):
             if not np.array_equal(got, right[index]):  # (P1)
                 raise Failure(f"{store.path} {a.name}[{index}] was read wrong")

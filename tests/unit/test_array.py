@@ -308,7 +308,7 @@ def test_a_closed_store_refuses_and_its_arrays_raise(path: Path) -> None:
 
 
 def test_a_wrong_mode_says_which_there_are(path: Path) -> None:
-    with pytest.raises(ValueError, match="mode must be 'r' or 'c'"):
+    with pytest.raises(ValueError, match="mode must be 'r', 'c'"):
         lm.open(path, "rw")  # type: ignore[arg-type]
 
 

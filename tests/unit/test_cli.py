@@ -361,6 +361,136 @@ def test_verify_of_other_file_exits_1(tmp_path: Path) -> None:
     assert_one_line_error(run("verify", tmp_path / "x.npy"), "not a lazymem store")
 
 
+# ---- history -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lived(tmp_path: Path) -> Path:
+    """Make a store of some states, the last of them flushed."""
+    path = tmp_path / "lived.lzm"
+    with lm.open(path, "w") as store:
+        store["rows"] = np.zeros((100, 10))
+        store["gone"] = [1]
+        store.snapshot("2024")
+        store["rows"] = np.arange(1000.0).reshape(100, 10)
+        del store["gone"]
+        store["new"] = [2]
+        store.snapshot("later", "with\nnumbers")
+        store["new"] = [3]
+        store.flush()
+    return path
+
+
+def test_log_lists_snapshots(lived: Path) -> None:
+    entries = json.loads(run("log", lived, "--json").stdout)
+    assert [entry["sequence"] for entry in entries] == [2, 3]
+    assert [entry["name"] for entry in entries] == ["2024", "later"]
+    assert [entry["parent"] for entry in entries] == [None, 2]
+    assert entries[1]["message"] == "with\nnumbers"
+    text = run("log", lived).stdout
+    assert text.count("\n") == 3
+    assert r"with\nnumbers" in text
+    assert json.loads(run("info", lived, "--json").stdout)["snapshots"] == 2
+
+
+@pytest.mark.parametrize("at", ["2024", "2"])
+def test_at_shows_an_earlier_state_by_name_or_number(
+    lived: Path, tmp_path: Path, at: str
+) -> None:
+    listed = json.loads(run("ls", lived, "--at", at, "--json").stdout)
+    assert [entry["name"] for entry in listed] == ["rows", "gone"]
+    facts = json.loads(run("info", lived, "--at", at, "--json").stdout)
+    assert facts["sequence"] == 2
+    assert run("verify", lived, "--at", at).exit_code == 0
+    assert run("unpack", lived, "--at", at, "--to", tmp_path).exit_code == 0
+    assert np.load(tmp_path / "rows.npy").sum() == 0
+    assert_one_line_error(run("ls", lived, "--at", "9"), "it has '2024', 'later'")
+
+
+def test_diff_tells_what_differs(lived: Path) -> None:
+    lines = run("diff", lived, "2024", "later").stdout.splitlines()
+    assert lines == ["- gone", "+ new", "~ rows: 1 chunk, axis 0 at 0:100"]
+    assert run("diff", lived, "later").stdout == "~ new: 1 chunk, axis 0 at 0\n"
+    found = json.loads(run("diff", lived, "2", "3", "--json").stdout)
+    assert (found["removed"], found["added"]) == (["gone"], ["new"])
+    assert found["changed"]["rows"]["ranges"] == [[0, 100]]
+    assert run("diff", lived, "2024", "2024").stdout == ""
+
+
+def test_diff_tells_of_many_rows_in_short(lived: Path) -> None:
+    with lm.open(lived, "r+") as store:
+        rows = np.asarray(store["rows"]).copy()
+        rows[::2] = -1
+        store["rows"] = rows
+        store["rows"].attrs["unit"] = "K"
+        store["new"] = np.zeros(3)
+        store.attrs["by"] = "me"
+        store.flush()
+    assert run("diff", lived, "later").stdout.splitlines() == [
+        "attributes of the store",
+        "~ rows: attributes; 1 chunk, axis 0 at 0, 2, 4, 6, 8, 10, 12, 14, and 42 more",
+        "~ new: shape, dtype or order",
+    ]
+
+
+def test_restore_loses_nothing(lived: Path) -> None:
+    assert run("restore", lived, "2024").exit_code == 0
+    with lm.open(lived) as store:
+        assert list(store) == ["rows", "gone"]
+        kept = store.log()[-1]
+        assert kept.message == "before going back to 2024"
+    assert lm.open(lived, at=kept)["new"].tolist() == [3]
+    done = json.loads(run("restore", lived, "later", "--json").stdout)
+    assert done["restored"]["name"] == "later"
+    assert lm.open(lived)["new"].tolist() == [2]
+
+
+def test_delete_snapshot_forgets_it(lived: Path) -> None:
+    result = run("delete-snapshot", lived, "2024", "--json")
+    assert [entry["name"] for entry in json.loads(result.stdout)] == ["later"]
+    assert_one_line_error(run("delete-snapshot", lived, "2024"), "no snapshot 2024")
+    assert "0 snapshots are left" in run("delete-snapshot", lived, "later").stdout
+    assert lm.open(lived)["new"].tolist() == [3]
+
+
+def test_prune_and_compact_keep_what_is_left(lived: Path) -> None:
+    run("delete-snapshot", lived, "2024")
+    assert json.loads(run("prune", lived, "--json").stdout)["freed_bytes"] >= 0
+    assert "given back" in run("prune", lived).stdout
+    sizes = json.loads(run("compact", lived, "--json").stdout)
+    assert 0 < sizes["after_bytes"] == lived.stat().st_size <= sizes["before_bytes"]
+    assert run("compact", lived, "--codec", "none").exit_code == 0
+    with lm.open(lived) as store:
+        assert store.verify() == []
+        assert {store.info(name).codec for name in store} == {"none"}
+        assert [entry.name for entry in store.log()] == ["later"]
+    assert run("compact", lived, "--codec", "gzip").exit_code == 2
+
+
+def test_repair_of_a_damaged_end(lived: Path) -> None:
+    assert (
+        "the last state, commit 4, is intact" in run("verify", "--repair", lived).stdout
+    )
+    with lm.open(lived) as store:
+        offset = store.log()[-1].offset
+    data = bytearray(lived.read_bytes())
+    data[offset + 128] ^= 1  # the first byte of the commit behind it
+    lived.write_bytes(data)
+    assert run("verify", lived).exit_code == 3
+    text = run("verify", "--repair", lived).stdout
+    assert "commit 4: " in text
+    assert "commit 3, later is intact, and is the last state again" in text
+    assert run("verify", lived).exit_code == 0
+    done = json.loads(run("verify", "--repair", lived, "--json").stdout)
+    assert not done["is_repaired"]
+    assert run("verify", "--repair", "--at", "2024", lived).exit_code == 2
+
+
+def test_a_store_that_is_written_is_one_line(lived: Path) -> None:
+    with lm.open(lived, "r+"):
+        assert_one_line_error(run("restore", lived, "2024"), "this process has it open")
+
+
 # ---- the command ---------------------------------------------------------------------
 
 

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The arrays that a store has given out, and how their memory is opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import warnings
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from lazymem import _engine
+from lazymem.array import LazyArray, bind
+from lazymem.errors import HugePagesError, LazyMemWarning, UnsupportedKernelError
+
+if TYPE_CHECKING:
+    from lazymem.manifest import ObjectInfo
+
+Mode = Literal["r", "c", "r+"]
+OnError = Literal["raise", "sigbus"]
+Pages = Literal["2M", "1G", "auto"] | None
+
+_PRUNE_MIN = 64
+
+
+class OpenArrays:
+    """The arrays of a store that are open, by name.
+
+    Its methods are called with `lock` held, which guards as well what the store may
+    change of its contents.
+
+    Parameters
+    ----------
+    mode : {"r", "c", "r+"}
+        What may be done to their memory.  In the others than ``"r"`` all arrays are
+        kept: what was written is nowhere else.
+    on_error, pages
+        As :func:`lazymem.open` documents them.
+    """
+
+    def __init__(self, mode: Mode, on_error: OnError, pages: Pages) -> None:
+        self.lock = threading.Lock()
+        self.mode = mode
+        self._on_error, self._pages = on_error, pages
+        self._open: dict[str, weakref.ref[LazyArray]] = {}
+        # A plain view of an array can outlive it.
+        self._regions: list[weakref.ref[_engine.RegionHandle]] = []
+        self._prune_at = _PRUNE_MIN
+        self._kept: dict[str, LazyArray] = {}
+        _all[id(self)] = weakref.ref(self, partial(_all.pop, id(self)))
+
+    def get(self, name: str) -> LazyArray | None:
+        """Return the array of that name, if it is open."""
+        reference = self._open.get(name)
+        return reference() if reference else None
+
+    def open(self, info: ObjectInfo, obj: _engine.ObjectHandle | None) -> LazyArray:
+        """Make the array of an object; it has no handle if it is empty."""
+        array = self._make(info, obj)
+        self._open[info.name] = weakref.ref(array)
+        if self.mode != "r":
+            self._kept[info.name] = array
+        return array
+
+    def release(self, name: str, reason: str) -> None:
+        """Free an array's memory; whoever touches it is told the reason."""
+        array = self.get(name)
+        self._open.pop(name, None)
+        self._kept.pop(name, None)
+        region = array._binding.region if array is not None and array._binding else None
+        if region is not None:
+            region.object.gone = reason
+            region.release()
+
+    def release_all(self) -> None:
+        """Free the memory of all arrays."""
+        self._kept.clear()
+        for region in self.regions():
+            region.release()
+
+    def regions(self) -> list[_engine.RegionHandle]:
+        """Return the memory of all arrays that are looked at."""
+        found = (reference() for reference in self._regions)
+        return [region for region in found if region is not None]
+
+    def tracked(self) -> dict[str, _engine.RegionHandle]:
+        """Return the memory whose changes a snapshot may hold, by name."""
+        found = ((name, array._binding) for name, array in self._kept.items())
+        return {
+            name: binding.region
+            for name, binding in found
+            if binding and binding.region and binding.region.is_tracked
+        }
+
+    def kept(self) -> dict[str, LazyArray]:
+        """Return the arrays that are kept, by name."""
+        return dict(self._kept)
+
+    def _prune(self) -> None:
+        """Forget arrays that are gone: a store of many is walked through."""
+        arrays = self._open.items()
+        self._open = {name: found for name, found in arrays if found() is not None}
+        self._regions = [found for found in self._regions if found() is not None]
+        self._prune_at = max(_PRUNE_MIN, 2 * len(self._regions))
+
+    def _make(self, info: ObjectInfo, obj: _engine.ObjectHandle | None) -> LazyArray:
+        if obj is None:
+            array = bind(info, bytearray(1), None)
+            array.flags.writeable = self.mode != "r"
+            return array
+        try:
+            region = self._open_region(obj)
+        except UnsupportedKernelError as exc:
+            if _engine.has_pager():
+                raise  # it is what was asked for that this kernel can't do
+            _warn_fallback(exc)
+            array = bind(info, _load_whole(obj), None)
+            # In mode "r+" nothing would see what is written.
+            array.flags.writeable = self.mode == "c"
+            return array
+        self._regions.append(weakref.ref(region))
+        if len(self._regions) >= self._prune_at:
+            self._prune()
+        user_mode_only = _warn_user_mode_only()
+        memory = region.memory()
+        if self.mode == "r":
+            memory = memory.toreadonly()
+        return bind(info, memory, region, user_mode_only=user_mode_only)
+
+    def _open_region(self, obj: _engine.ObjectHandle) -> _engine.RegionHandle:
+        pages = "2M" if self._pages == "auto" else self._pages
+        try:
+            return _engine.RegionHandle(
+                obj,
+                self._on_error,
+                is_writable=self.mode != "r",
+                is_tracked=self.mode == "r+",
+                pages=pages,
+            )
+        except (HugePagesError, UnsupportedKernelError) as exc:
+            if self._pages != "auto" or not _engine.has_pager():
+                raise
+            warnings.warn(f"{exc}; here they are used", LazyMemWarning, stacklevel=5)
+            self._pages = None
+        return self._open_region(obj)
+
+
+_all: dict[int, weakref.ref[OpenArrays]] = {}
+
+
+def _after_fork() -> None:
+    """Let a child use its stores, whoever held their locks in the parent.
+
+    What it writes is its own: nobody but the parent may append to the file.
+    """
+    for reference in list(_all.values()):
+        arrays = reference()
+        if arrays is not None:
+            arrays.lock = threading.Lock()
+            if arrays.mode == "r+":
+                arrays.mode = "c"
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _load_whole(obj: _engine.ObjectHandle) -> memoryview:
+    try:
+        memory = np.empty(obj.nbytes, np.uint8)
+    except MemoryError as exc:
+        raise MemoryError(
+            f"{obj.path}, object {obj.name!r}: {exc}; without userfaultfd an array is "
+            "loaded whole ('lazymem doctor' tells how to allow it)"
+        ) from None
+    obj.read(0, memory.data).wait()
+    return memory.data
+
+
+def _warn_fallback(reason: UnsupportedKernelError) -> None:
+    info = _engine.uffd_probe()
+    number = info.user_errno or info.api_errno
+    why = errno.errorcode.get(number, str(number)) if number else str(reason)
+    warnings.warn(
+        "arrays are loaded whole at first access: userfaultfd is not available "
+        f"({why}); 'lazymem doctor' tells how to allow it",
+        LazyMemWarning,
+        stacklevel=5,
+    )
+
+
+_user_mode_only: bool | None = None
+
+
+def _warn_user_mode_only() -> bool:
+    """Return whether only user-mode faults are served, and say so the first time."""
+    global _user_mode_only
+    if _user_mode_only is None:
+        _user_mode_only = _engine.user_mode_only()
+        if _user_mode_only:
+            warnings.warn(
+                "this process may serve page faults of user code only: system calls on "
+                "memory not yet filled (write(), send(), ...) fail with EFAULT; load() "
+                "the array first, or see 'lazymem doctor'",
+                LazyMemWarning,
+                stacklevel=5,
+            )
+    return _user_mode_only
