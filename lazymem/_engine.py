@@ -599,13 +599,16 @@ class Written(NamedTuple):
     """Offset, length, checksum and kind of the root index page; None: all zero."""
     chunks: int
     stored_bytes: int
+    replaced_bytes: int
+    """Payloads of the state before, of these chunks."""
 
 
 def _written(raw: Any) -> Written:
     fields = raw.root
     root = int(fields.offset), int(fields.bytes), int(fields.crc), int(fields.kind)
     chunks, stored_bytes = int(raw.chunks_total), int(raw.stored_bytes)
-    return Written(root if root[0] else None, chunks, stored_bytes)
+    replaced_bytes = int(raw.replaced_bytes)
+    return Written(root if root[0] else None, chunks, stored_bytes, replaced_bytes)
 
 
 def encoded_bytes(enc: Any, chunk: Any) -> int:

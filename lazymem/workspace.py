@@ -698,5 +698,6 @@ def _note_written(objects: dict[str, Any], written: dict[str, _engine.Written]) 
         index = manifest.index_to_json(part.root)
         entry = objects[name]
         if index != entry["index"]:
-            stored_bytes = entry["stored_bytes"] + part.stored_bytes
+            before = max(0, entry["stored_bytes"] - part.replaced_bytes)
+            stored_bytes = before + part.stored_bytes
             objects[name] = {**entry, "index": index, "stored_bytes": stored_bytes}

@@ -561,6 +561,20 @@ def test_the_file_grows_by_what_changed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(lm.open(path)["a"], a)
 
 
+def test_the_stored_bytes_of_an_object_are_those_of_its_state(tmp_path: Path) -> None:
+    path = tmp_path / "r.lzm"
+    lm.save(path, a=np.random.default_rng(1).random(100_000), codec="none")
+    with lm.open(path, "r+") as store:
+        first = store.info("a").stored_bytes
+        for _ in range(3):
+            store["a"][:5000] += 1
+            store.flush()
+        assert store.info("a").stored_bytes == first
+        store["a"][:] = 0
+        store.flush()
+        assert store.info("a").stored_bytes == 0
+
+
 def test_a_manifest_says_how_an_object_is_split(tmp_path: Path) -> None:
     info = manifest.ObjectInfo(
         "x", (1,), np.dtype("u1"), "C", 4096, "lz4", 1, 0, None, 0, {}, is_split=False
