@@ -6,7 +6,7 @@
  *   io.c     format.c     filter.c lz4join.c codec.c scratch.c     source.c
  *   index.c     index_diff.c
  *   store.c object.c block.c     encode.c append.c     index_update.c
- *   chunks.c     keeper.c uffd.c
+ *   chunks.c     keeper.c uffd_open.c uffd_fd.c uffd.c
  *   failure.c interrupt.c
  *   region.c     waiters.c     kept.c     writegate.c     fill.c     freeze.c     dirty.c
  *   ones.c     fault.c     workers.c
@@ -603,6 +603,14 @@ void lm__keeper_stop(void);
 int lm__keeper_await(void);
 /* Another number of the same file, or -1 for now.  One caller at a time. */
 int lm__keeper_fetch(void);
+
+/* ---- uffd_open.c, uffd_fd.c ------------------------------------------------------------------- */
+
+/* Open one, and say how.  The descriptor, or LM_E_NO_UFFD. */
+int lm__uffd_open(struct lm_uffd_info *info);
+/* ioctl() on the process's userfaultfd, wherever it is. */
+int lm__uffd_control(unsigned long request, void *arg);
+uint64_t lm__uffd_events(void); /* page faults read */
 
 /* ---- uffd.c ------------------------------------------------------------------------------------ */
 
