@@ -55,8 +55,17 @@ void lm__fill_abandon(lm_region *r, uint64_t chunk_idx)
     lm__waiters_wake(lm__region_span(r, chunk_idx));
 }
 
+/* Before a tracked chunk is published: no page in it is to be false, (L1) of ones.c. */
+static void await_taken_back(const lm_region *r)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    while (r->tracking != LM_TRACK_NONE && lm_load_seq_cst(&r->lent) != 0)
+        nanosleep(&pause, NULL);
+}
+
 void lm__fill_unclaim(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state from)
 {
+    await_taken_back(r);
     if (from != LM_CHUNK_ABSENT && lm__chunks_publish(&r->chunks, chunk_idx, 0))
         lm__waiters_wake(lm__region_span(r, chunk_idx)); /* its other pages are as
                                                           * good as they were: (C2) */
@@ -271,6 +280,7 @@ static int fill_run(lm_region *r, struct run run, enum lm__chunk_state from,
             (struct lm__waiter){scratch->toucher_page, scratch->toucher_tid});
         lm__interrupt_end(scratch->toucher_tid);
     }
+    await_taken_back(r);
     for (uint64_t i = 0; i < run.count; i++)
         if (!lm__chunks_publish(&r->chunks, run.first + i, manner.is_written)) {
             /* Released meanwhile. */

@@ -648,6 +648,9 @@ enum lm__install lm__uffd_copy_huge(uintptr_t addr, const void *src, size_t byte
 /* Either, write-protected from the first moment. */
 enum lm__install lm__uffd_copy_protected(uintptr_t addr, const void *src, size_t bytes,
                                          unsigned page_shift);
+/* Install one page where there is none.  1: it is the caller's, and his to drop. */
+int lm__uffd_lend(uintptr_t addr, const void *src, unsigned page_shift,
+                  int is_protected);
 /* There is no such zeropage: whoever protects it later looks whether it still is one. */
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes);
 /* Protect pages of tracked memory that are there, or let them be written.  Nobody is woken.
@@ -749,6 +752,7 @@ struct lm_region {
     struct lm__chunks chunks;
     struct lm__writes writes;
     _Atomic int lost; /* what touches get: LM_E_CLOSED or LM_E_LOST_MAPPING; 0: data */
+    _Atomic uint32_t lent; /* false pages in chunks that another thread fills */
     _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
     _Atomic uint64_t failures,
         failures_over;          /* begun, and with 0xFF bytes gone again */

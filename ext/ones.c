@@ -13,6 +13,11 @@
  * lot of damage, in one operation, is given whole chunks, and for longer, to get to the end of
  * it (kept.c).
  *
+ * (L1) A false page in a tracked chunk is gone before the chunk can be written to.  Where the
+ *      one who lends it has claimed the chunk, it is gone before he gives it up.  Where another
+ *      thread fills the chunk, that one waits: when he has installed his pages he finds that
+ *      one is lent, or they are all his, and none can be lent any more.
+ *
  * An instruction can need two pages, and both may fail.  So a page that fails again comes
  * with its neighbours and stays for longer than it took to fail; and a handler that lets
  * time pass sees to it that another one reads.
@@ -63,12 +68,13 @@ struct ones {
     const uint8_t *bytes; /* NULL: there was no memory */
     size_t count;
     int is_protected; /* from writes, which would be lost with the page */
+    int is_lent;      /* one page, in a chunk that has others; it may be there */
 };
 
 static struct ones ones_for(const lm_region *r, struct lm__span span,
                             struct lm__scratch *scratch)
 {
-    struct ones ones = {r, span, lm__ones, sizeof lm__ones, 0};
+    struct ones ones = {r, span, lm__ones, sizeof lm__ones, 0, 0};
     if (lm__region_is_hugetlb(r)) {
         ones.count = lm__region_page_bytes(r);
         ones.bytes = lm__block_ones(scratch, ones.count);
@@ -89,10 +95,15 @@ static int is_installed(const struct ones *ones, uintptr_t addr, size_t bytes)
     return answer == LM_INSTALLED;
 }
 
-/* 1: all pages of the span are there.  0: some are not, and may be somebody else's. */
+/* 1: all pages of the span are there, ours if they are lent.  0: some are not, and may be
+ * somebody else's. */
 static int ones_install(const struct ones *ones)
 {
     int are_there = 1;
+    if (ones->is_lent)
+        return ones->bytes &&
+               lm__uffd_lend(ones->span.addr, ones->bytes, ones->region->page_shift,
+                             ones->is_protected);
     for (size_t done = 0; done < ones->span.bytes; done += ones->count) {
         size_t left = ones->span.bytes - done;
         are_there &= is_installed(ones, ones->span.addr + done,
@@ -110,6 +121,8 @@ static void ones_take_back(const struct ones *ones, int are_there)
         lm__pages_drop(span.addr, span.bytes);
         return;
     }
+    if (ones->is_lent)
+        return;
     for (uintptr_t page = span.addr; page < span.addr + span.bytes; page += page_bytes)
         if (is_installed(ones, page, page_bytes))
             lm__pages_drop(page, page_bytes);
@@ -209,7 +222,11 @@ void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scrat
         lm__kept_drop_in(f.span);
     struct ones ones = ones_for(r, false_span(r, &f, met, times), scratch);
     ones.is_protected = r->tracking == LM_TRACK_PROTECT && !f.is_write;
+    ones.is_lent = r->tracking != LM_TRACK_NONE && f.from != LM_CHUNK_ABSENT;
+    uint32_t is_others = ones.is_lent && f.from == LM_CHUNK_FILLING;
+    lm_add_seq_cst(&r->lent, is_others);
     int are_there = ones_install(&ones);
+    lm__pause("lent");
     /* Others may have touched the same pages.  Now that these are there, no more will. */
     lm__waiters_await_entered();
     report_to_all(&f, 0);
@@ -220,7 +237,9 @@ void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scrat
         return;
     }
     lm__uffd_wake(f.span.addr, f.span.bytes);
-    linger(times, took_ns);
+    if (are_there || !ones.is_lent)
+        linger(times, took_ns);
     ones_take_back(&ones, are_there);
+    lm_sub_acq_rel(&r->lent, is_others);
     lm_add_seq_cst(&r->failures_over, 1);
 }

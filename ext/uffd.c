@@ -213,6 +213,19 @@ enum lm__install lm__uffd_copy_protected(uintptr_t addr, const void *src, size_t
     return install((struct range_left){addr, src, bytes, page_bytes, is_hugetlb, 1});
 }
 
+int lm__uffd_lend(uintptr_t addr, const void *src, unsigned page_shift,
+                  int is_protected)
+{
+    size_t page_bytes = (size_t)1 << page_shift, done;
+    struct range_left page = {addr, src, page_bytes, page_bytes, 0, is_protected};
+    const struct timespec pause = {.tv_nsec = 500000};
+    for (int retries = 0; install_once(&page, page_bytes, &done) == EAGAIN &&
+                          done == 0 && retries < EAGAIN_RETRIES;
+         retries++)
+        nanosleep(&pause, NULL);
+    return done == page_bytes;
+}
+
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes)
 {
     return install((struct range_left){addr, NULL, bytes, lm__page_bytes(), 0, 0});
