@@ -8,7 +8,7 @@
  *   store.c object.c block.c     encode.c append.c     index_update.c
  *   chunks.c     keeper.c uffd_open.c uffd_fd.c uffd.c
  *   failure.c interrupt.c
- *   region.c     waiters.c     kept.c     writegate.c     fill.c     freeze.c     dirty.c
+ *   arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c     fill.c     freeze.c     dirty.c
  *   ones.c     fault.c     workers.c
  *   pager.c
  *   read.c prefetch.c evict.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
@@ -17,13 +17,13 @@
  * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,
  * decoding, or touching memory that a region serves.
  *   pager.c start_lock > fill.c gate (read: a fill in flight, write: fork)
- *     > workers.c lock > region.c map_lock > failure.c lock
- *   kept.c lock comes before region.c's, freeze.c's before that of a freeze.  Those of waiters.c,
+ *     > workers.c lock > arena.c lock > failure.c lock
+ *   kept.c lock comes before the arenas', freeze.c's before that of a freeze.  Those of waiters.c,
  *   interrupt.c, uffd.c, an object, a freeze and a writer
  *   are leaves.
  *
  * Threads          takes                         never
- *   handler        map_lock, failure lock        GIL, workers' lock, served memory
+ *   handler        arenas', failure lock        GIL, workers' lock, served memory
  *   worker         workers' lock, job locks      GIL; may touch served memory (it reads the
  *                                                user's arrays when packing), so handlers
  *                                                never wait for it
@@ -712,9 +712,35 @@ int lm__interrupt_is_pending(int32_t tid);
 uint32_t lm__interrupt_count(void); /* how often SIGINT was taken */
 #endif
 
-/* ---- region.c ---------------------------------------------------------------------------------------- */
+/* ---- arena.c ----------------------------------------------------------------------------------------- */
 
-struct lm__arena;
+struct lm__arena {
+    uintptr_t addr;
+    size_t bytes;
+    unsigned slot_shift;
+    unsigned page_shift;
+    size_t slots;
+    lm_region **regions;  /* by slot; under the arenas' lock, as all below */
+    size_t used_slots;    /* handed out at least once: the first ones */
+    uint32_t *free_slots; /* a stack of those that came back */
+    size_t free_count;
+    int served_dangling; /* free slots may hold pages */
+    int is_lost;         /* a forked child could not register it: no slot to hand out */
+    int is_tracked;      /* fixed after open, but in a forked child */
+};
+
+void lm__arenas_lock(void);
+void lm__arenas_unlock(void);
+/* The arena that `addr` lies in, or NULL. */
+struct lm__arena *lm__arena_find_locked(uintptr_t addr);
+/* By address; NULL past the last one. */
+struct lm__arena *lm__arena_at_locked(size_t i);
+/* Find a region room, and set where it is.  0 or an error. */
+int lm__slot_take(lm_region *region);
+void lm__slot_give_back(lm_region *region);
+void lm__arena_counts(uint64_t *regions, uint64_t *arenas);
+
+/* ---- region.c ---------------------------------------------------------------------------------------- */
 
 struct lm__span {
     uintptr_t addr;
@@ -756,7 +782,7 @@ struct lm_region {
     _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
     _Atomic uint64_t failures,
         failures_over;          /* begun, and with 0xFF bytes gone again */
-    struct lm_error last_error; /* under map_lock; code 0: none */
+    struct lm_error last_error; /* under the arenas' lock; code 0: none */
 };
 
 /* The region that owns `addr`, with a reference, or NULL. */
@@ -788,7 +814,6 @@ size_t lm__region_chunk_bytes(const lm_region *region, uint64_t chunk_idx);
 void lm__region_blame(const lm_region *region, uint64_t chunk_idx,
                       struct lm_error *err);
 void lm__region_keep_error(lm_region *region, const struct lm_error *cause);
-void lm__region_count(uint64_t *regions, uint64_t *arenas);
 
 /* ---- waiters.c ------------------------------------------------------------------------------------------- */
 
