@@ -82,6 +82,7 @@ class Store(Mapping[str, LazyArray]):
         self, *, pages: Pages = None, spill: str | os.PathLike[str] | None = None
     ) -> None:
         _check_pages(pages)
+        _engine.start_pager()
         self._open(_open_in_memory(spill), "r+", None, "raise", pages)
 
     def _open(
@@ -92,7 +93,6 @@ class Store(Mapping[str, LazyArray]):
         on_error: OnError,
         pages: Pages,
     ) -> None:
-        _engine.start_pager()  # its threads get ready while the file is looked at
         self._path, self._handle = handle.path, handle
         self._workspace: Workspace | None = None
         self._content = manifest.decode(handle.manifest(), self._path)
@@ -984,6 +984,7 @@ def open(
             "the store with 'r+' and restore() it"
         )
     file = os.fspath(path)
+    _engine.start_pager()  # its threads get ready while the file is looked at
     store = Store.__new__(Store)
     if mode == "r" or mode == "c":
         store._open(_engine.StoreHandle(file), mode, at, on_error, pages)
