@@ -24,6 +24,15 @@
 #define COPIERS_MAX      128 /* more than there are workers, and the copier */
 #define LOOK_NS          50000000L
 
+static _Atomic size_t g_copies_bytes_max = COPIES_BYTES_MAX;
+
+#ifdef LM_CHECKS
+void lm__freeze_bound_copies(size_t bytes_max)
+{
+    lm_store_seq_cst(&g_copies_bytes_max, bytes_max);
+}
+#endif
+
 struct lm__freeze {
     lm_region **regions; /* with references; fixed after begin, as all down to count */
     int region_count;
@@ -163,7 +172,8 @@ static int await_room(struct lm__freeze *f, size_t bytes)
     pthread_mutex_lock(&f->lock);
     while (!f->is_ending &&
            (!f->is_swept ||
-            (f->copies_bytes > 0 && f->copies_bytes + bytes > COPIES_BYTES_MAX)))
+            (f->copies_bytes > 0 &&
+             f->copies_bytes + bytes > lm_load_relaxed(&g_copies_bytes_max))))
         pthread_cond_wait(&f->moved, &f->lock);
     int has_room = !f->is_ending;
     pthread_mutex_unlock(&f->lock);
@@ -184,8 +194,10 @@ static void help(struct lm__freeze *f, const struct hint *hint)
 {
     lm_region *r = hint->region;
     struct lm__span span = lm__region_span(r, hint->chunk_idx);
-    struct lm__frozen *item = find_item(f, hint);
-    uint8_t *copy = item && await_room(f, span.bytes) ? malloc(span.bytes) : NULL;
+    struct lm__frozen *item = NULL;
+    if (await_room(f, span.bytes)) /* not before: while it is swept, items move */
+        item = find_item(f, hint);
+    uint8_t *copy = item ? malloc(span.bytes) : NULL;
     if (!copy || !lm__chunks_move(&r->chunks, hint->chunk_idx, LM_CHUNK_FROZEN,
                                   LM_CHUNK_COPYING)) {
         free(copy); /* a worker has it, or will */

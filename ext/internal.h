@@ -932,6 +932,10 @@ void lm__freeze_hurry(lm_region *region, uint64_t chunk_idx);
 int lm__freeze_is_copier(int32_t tid);
 /* A missing page of a chunk that is copied could not be had. */
 void lm__freeze_fail(lm_region *region, const struct lm_error *cause);
+#ifdef LM_CHECKS
+/* For tests: the bound of (Z2). */
+void lm__freeze_bound_copies(size_t bytes_max);
+#endif
 
 /* ---- dirty.c ---------------------------------------------------------------------------------------------- */
 
