@@ -37,6 +37,9 @@ static int fail_locked(lm_writer *w, struct lm_error cause)
 
 int lm__append_check(lm_writer *w, struct lm_error *err)
 {
+    if (!lm__io_is_file(w->fd,
+                        &w->file_id)) /* nothing of ours goes to a stranger's file */
+        return lm__fail(err, lm__error(-EBADF, "write"));
     pthread_mutex_lock(&w->lock);
     if (w->steps_flushed < w->steps)
         fail_locked(w, lm__error(LM_E_CANCELLED, "write"));
@@ -64,7 +67,7 @@ void lm__append_keep(lm_writer *w)
 void lm__append_recover(lm_writer *w)
 {
     struct lm_error untold;
-    if (!w->store || lm__append_check(w, &untold) == 0)
+    if (!w->store || lm__append_check(w, &untold) == 0 || untold.code == -EBADF)
         return;
     w->tail = w->kept_tail;
     w->crc = w->kept_crc;

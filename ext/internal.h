@@ -109,6 +109,13 @@ int lm__io_punch(int fd, uint64_t offset, uint64_t bytes);
 /* Start to read; a hint, so it can't fail. */
 void lm__io_will_need(int fd, uint64_t offset, uint64_t bytes);
 int lm__io_file_bytes(int fd, uint64_t *out);
+/* Which file a descriptor is of, and whether it still is: the program may close it, and its
+ * number be a stranger's. */
+struct lm__file_id {
+    uint64_t device, inode;
+};
+int lm__io_file_id(int fd, struct lm__file_id *out);
+int lm__io_is_file(int fd, const struct lm__file_id *id);
 int lm__io_used_bytes(int fd, uint64_t *out); /* on the disk */
 /* The errno with which a test wants the next call at `point` to fail, or 0. */
 int lm__injected(int point);
@@ -331,6 +338,7 @@ struct lm_store {
     _Atomic uint32_t refs;
     int32_t writer_pid; /* of the process that may append; 0: none.  Fixed after open */
     struct lm__source source;
+    struct lm__file_id file_id;
     uint64_t file_bytes;
     struct lm__record
         record; /* the last; of a store that is written to, the writer's */
@@ -354,6 +362,8 @@ struct lm_object {
 };
 
 void lm__store_retain(lm_store *store);
+/* The descriptor is still that of the store's file. */
+int lm__store_has_file(const lm_store *store);
 /* Let other writers in, though objects may keep the file open. */
 void lm__store_unlock(lm_store *store);
 /* As lm_store_open_at(), also while the caller prunes. */
@@ -514,6 +524,7 @@ typedef int (*lm__appended_fn)(void *context, uint64_t chunk, const struct lm__e
 struct lm_writer {
     lm_store *store; /* that is appended to; NULL: a new file, which is the writer's */
     int fd;
+    struct lm__file_id file_id;
     uint64_t next_sequence, next_time_ns; /* of the next commit; 0: as they come */
     struct lm__record
         last; /* of a new file, nothing but the store id is set at first */

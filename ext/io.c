@@ -164,6 +164,22 @@ int lm__io_file_bytes(int fd, uint64_t *out)
     return 0;
 }
 
+int lm__io_file_id(int fd, struct lm__file_id *out)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    *out = (struct lm__file_id){st.st_dev, st.st_ino};
+    return 0;
+}
+
+int lm__io_is_file(int fd, const struct lm__file_id *id)
+{
+    struct lm__file_id found;
+    return lm__io_file_id(fd, &found) == 0 && found.device == id->device &&
+           found.inode == id->inode;
+}
+
 int lm__io_used_bytes(int fd, uint64_t *out)
 {
     struct stat st;

@@ -38,7 +38,7 @@ int lm_prune_begin(lm_writer *w, lm_prune **out, struct lm_error *err)
     }
     p->writer = w;
     p->blocks = blocks;
-    int rc = lm__marks_close(w->fd);
+    int rc = lm__io_is_file(w->fd, &w->file_id) ? lm__marks_close(w->fd) : -EBADF;
     if (rc != 0) { /* where nobody can mark what it reads nothing may go */
         free(p->in_use);
         free(p);
@@ -143,7 +143,7 @@ static int is_in_use(const lm_prune *p, uint64_t block)
 
 static int punch(lm_prune *p)
 {
-    int rc = 0;
+    int rc = lm__io_is_file(p->writer->fd, &p->writer->file_id) ? 0 : -EBADF;
     uint64_t end = 0;
     for (uint64_t i = 0; i < p->blocks && rc == 0; i = end) {
         for (end = i; end < p->blocks && !is_in_use(p, end);)

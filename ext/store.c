@@ -150,7 +150,8 @@ uint64_t lm__marks_next(int fd, uint64_t from)
 
 void lm_store_leave(lm_store *s)
 {
-    mark(s->source.fd, F_OFD_SETLK, F_UNLCK, READ_MARKS + s->record.offset);
+    if (lm__store_has_file(s))
+        mark(s->source.fd, F_OFD_SETLK, F_UNLCK, READ_MARKS + s->record.offset);
 }
 
 static void mark_read(const lm_store *s)
@@ -250,6 +251,8 @@ static int store_new(int fd, struct which which, lm_store **out, struct lm_error
     int rc = fd < 0 ? fd : s ? 0 : -ENOMEM;
     if (rc == 0)
         rc = lm__io_file_bytes(fd, &s->file_bytes);
+    if (rc == 0)
+        rc = lm__io_file_id(fd, &s->file_id);
     if (rc != 0) {
         lm__fail(err, lm__error(rc, "file"));
         goto close_fd;
@@ -358,10 +361,15 @@ int lm_store_manifest(lm_store *s, char *buf, struct lm_error *err)
     return rc;
 }
 
+int lm__store_has_file(const lm_store *s)
+{
+    return lm__io_is_file(s->source.fd, &s->file_id);
+}
+
 void lm__store_unlock(lm_store *s)
 {
     /* The lock is that of the open file, which a forked child has as well. */
-    if (s->writer_pid == (int32_t)getpid())
+    if (s->writer_pid == (int32_t)getpid() && lm__store_has_file(s))
         flock(s->source.fd, LOCK_UN);
 }
 
@@ -371,6 +379,7 @@ void lm_store_close(lm_store *s)
 {
     if (lm_sub_acq_rel(&s->refs, 1) != 1)
         return;
-    close(s->source.fd);
+    if (lm__store_has_file(s))
+        close(s->source.fd);
     free(s);
 }

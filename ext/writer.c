@@ -314,6 +314,10 @@ static lm_writer *writer_new(int fd)
     if (!w)
         return NULL;
     w->fd = fd;
+    if (lm__io_file_id(fd, &w->file_id) != 0) {
+        free(w);
+        return NULL;
+    }
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->moved, NULL);
     return w;
@@ -439,7 +443,7 @@ void lm_writer_close(lm_writer *w)
     if (w->store) {
         lm__store_unlock(w->store);
         lm_store_close(w->store);
-    } else {
+    } else if (lm__io_is_file(w->fd, &w->file_id)) {
         close(w->fd);
     }
     for (int i = 0; i < LM_RING_SLOTS; i++)

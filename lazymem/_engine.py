@@ -742,6 +742,7 @@ class PruneHandle:
     """
 
     def __init__(self, writer: WriterHandle, store: StoreHandle) -> None:
+        self._pointer = None
         out, error = ffi.new("lm_prune **"), _new_error()
         writer.check(lib.lm_prune_begin(writer.pointer, out, error), error)
         self._writer, self._store, self._pointer = writer, store, out[0]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,53 @@ assert os.read(number, 1000) == data
 """
     done = run_python(BEGIN + script, path)
     assert done.returncode == 0, done.stderr
+
+
+STRANGERS = (
+    BEGIN
+    + """
+import tempfile
+folder = tempfile.mkdtemp()
+a[3] = 7
+store.snapshot("before")
+a[5] = 9
+os.closerange(3, 4096)
+# Every number that the store may have had is a stranger's now.
+names = [os.path.join(folder, str(i)) for i in range(100)]
+files = [open(name, "w+b") for name in names]
+for file in files:
+    file.write(b"a stranger's" * 1000)
+    file.flush()
+def outcome(call):
+    try:
+        call()
+    except OSError as exc:
+        return exc.errno
+    return "went on"
+def put():
+    store["b"] = np.ones(100_000)
+calls = (lambda: store.snapshot("after"), store.flush, put, store.prune)
+print([outcome(call) for call in calls])
+store.close(discard=True)
+print({len(os.pread(file.fileno(), 20_000, 0)) for file in files})
+found = {file.read() for name in names for file in [open(name, "rb")]}
+print(found == {b"a stranger's" * 1000})
+"""
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_of_a_store_goes_to_a_strangers_file(
+    path: Path, run_python: Callable[..., Any]
+) -> None:
+    """Whose descriptors got the numbers of those that were closed."""
+    done = run_python(STRANGERS, path, "r+")
+    lines = done.stdout.splitlines()
+    assert lines[0] == str([errno.EBADF] * 4), (lines, done.stderr)
+    assert lines[1:] == ["{12000}", "True"], done.stderr
+    with lm.open(path) as store:
+        right = A.copy()
+        right[3] = 7
+        assert store.verify() == []
+        assert [entry.name for entry in store.log()] == [None, "before"]
+        assert (store["a"][...] == right).all()
