@@ -4,9 +4,6 @@
  *   CLEAN, all pages write-protected --fault--> DIRTY, none protected: no more faults
  *
  * (D1) A chunk is DIRTY before its first page can be written.
- * (D2) While a freeze is under way no chunk becomes DIRTY: who wants to write waits until its
- *      end.  Pairs of flags that each side sets before it reads the other's see to that
- *      (Dekker's algorithm): at_work and is_freezing.
  *
  * Who writes chunk after chunk would fault at each.  So ever more of what follows a run is made
  * DIRTY ahead of its writer; what is not written after all is found equal when it is to be
@@ -20,31 +17,6 @@
 
 #define AHEAD_BYTES_MAX ((uint64_t)16 << 20)
 #define PIECE_BYTES     ((uint64_t)2 << 20) /* a freeze waits for one */
-
-int lm__writes_begin(lm_region *r)
-{
-    lm_add_seq_cst(&r->writes.at_work, 1);
-    if (!lm_load_seq_cst(&r->writes.is_freezing))
-        return 1;
-    lm__writes_end(r);
-    return 0;
-}
-
-void lm__writes_end(lm_region *r) { lm_sub_acq_rel(&r->writes.at_work, 1); }
-
-void lm__writes_pause(lm_region *r)
-{
-    const struct timespec pause = {.tv_nsec = 20000};
-    lm_store_seq_cst(&r->writes.is_freezing, 1);
-    while (lm_load_seq_cst(&r->writes.at_work) != 0)
-        nanosleep(&pause, NULL);
-}
-
-void lm__writes_resume(lm_region *r)
-{
-    lm_store_seq_cst(&r->writes.is_freezing, 0);
-    lm__waiters_wake((struct lm__span){r->addr, r->bytes});
-}
 
 /* Where the mapping was changed from outside it may fail: then the next write faults. */
 static void unprotect(const lm_region *r, uint64_t chunk_idx, uint64_t count)

@@ -6,10 +6,10 @@
  *   io.c     format.c     filter.c lz4join.c codec.c scratch.c     source.c
  *   index.c     index_diff.c
  *   store.c object.c block.c     encode.c append.c     index_update.c
- *   chunks.c     keeper.c uffd.c
+ *   chunks.c     keeper.c uffd_open.c uffd_fd.c uffd.c
  *   failure.c interrupt.c
- *   region.c     waiters.c     kept.c     dirty.c     fill.c     freeze.c     ones.c     fault.c
- *   workers.c
+ *   arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c     fill.c     freeze.c     dirty.c
+ *   ones.c     fault.c     workers.c
  *   pager.c
  *   read.c prefetch.c evict.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
@@ -17,16 +17,18 @@
  * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,
  * decoding, or touching memory that a region serves.
  *   pager.c start_lock > fill.c gate (read: a fill in flight, write: fork)
- *     > workers.c lock > region.c map_lock > failure.c lock
- *   kept.c lock comes before region.c's.  Those of waiters.c, interrupt.c, uffd.c and a writer
+ *     > workers.c lock > arena.c lock > failure.c lock
+ *   kept.c lock comes before the arenas', freeze.c's before that of a freeze.  Those of waiters.c,
+ *   interrupt.c, uffd.c, an object, a freeze and a writer
  *   are leaves.
  *
  * Threads          takes                         never
- *   handler        map_lock, failure lock        GIL, workers' lock, served memory
+ *   handler        arenas', failure lock        GIL, workers' lock, served memory
  *   worker         workers' lock, job locks      GIL; may touch served memory (it reads the
  *                                                user's arrays when packing), so handlers
  *                                                never wait for it
  *   reporter       failure lock, then, with none held, the GIL
+ *   copier         those of freeze.c; touches served memory, so handlers never wait for it
  *   keeper         none
  *   application    any, in the order above
  */
@@ -602,6 +604,14 @@ int lm__keeper_await(void);
 /* Another number of the same file, or -1 for now.  One caller at a time. */
 int lm__keeper_fetch(void);
 
+/* ---- uffd_open.c, uffd_fd.c ------------------------------------------------------------------- */
+
+/* Open one, and say how.  The descriptor, or LM_E_NO_UFFD. */
+int lm__uffd_open(struct lm_uffd_info *info);
+/* ioctl() on the process's userfaultfd, wherever it is. */
+int lm__uffd_control(unsigned long request, void *arg);
+uint64_t lm__uffd_events(void); /* page faults read */
+
 /* ---- uffd.c ------------------------------------------------------------------------------------ */
 
 /* How an install ended.  See the table in uffd.c. */
@@ -702,9 +712,35 @@ int lm__interrupt_is_pending(int32_t tid);
 uint32_t lm__interrupt_count(void); /* how often SIGINT was taken */
 #endif
 
-/* ---- region.c ---------------------------------------------------------------------------------------- */
+/* ---- arena.c ----------------------------------------------------------------------------------------- */
 
-struct lm__arena;
+struct lm__arena {
+    uintptr_t addr;
+    size_t bytes;
+    unsigned slot_shift;
+    unsigned page_shift;
+    size_t slots;
+    lm_region **regions;  /* by slot; under the arenas' lock, as all below */
+    size_t used_slots;    /* handed out at least once: the first ones */
+    uint32_t *free_slots; /* a stack of those that came back */
+    size_t free_count;
+    int served_dangling; /* free slots may hold pages */
+    int is_lost;         /* a forked child could not register it: no slot to hand out */
+    int is_tracked;      /* fixed after open, but in a forked child */
+};
+
+void lm__arenas_lock(void);
+void lm__arenas_unlock(void);
+/* The arena that `addr` lies in, or NULL. */
+struct lm__arena *lm__arena_find_locked(uintptr_t addr);
+/* By address; NULL past the last one. */
+struct lm__arena *lm__arena_at_locked(size_t i);
+/* Find a region room, and set where it is.  0 or an error. */
+int lm__slot_take(lm_region *region);
+void lm__slot_give_back(lm_region *region);
+void lm__arena_counts(uint64_t *regions, uint64_t *arenas);
+
+/* ---- region.c ---------------------------------------------------------------------------------------- */
 
 struct lm__span {
     uintptr_t addr;
@@ -716,7 +752,7 @@ enum lm__tracking { LM_TRACK_NONE, LM_TRACK_PROTECT, LM_TRACK_ALL };
 
 struct lm__freeze;
 
-/* See dirty.c. */
+/* See writegate.c, dirty.c. */
 struct lm__writes {
     _Atomic int is_freezing;
     _Atomic int at_work; /* handlers that let a chunk be written */
@@ -746,7 +782,7 @@ struct lm_region {
     _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
     _Atomic uint64_t failures,
         failures_over;          /* begun, and with 0xFF bytes gone again */
-    struct lm_error last_error; /* under map_lock; code 0: none */
+    struct lm_error last_error; /* under the arenas' lock; code 0: none */
 };
 
 /* The region that owns `addr`, with a reference, or NULL. */
@@ -778,7 +814,6 @@ size_t lm__region_chunk_bytes(const lm_region *region, uint64_t chunk_idx);
 void lm__region_blame(const lm_region *region, uint64_t chunk_idx,
                       struct lm_error *err);
 void lm__region_keep_error(lm_region *region, const struct lm_error *cause);
-void lm__region_count(uint64_t *regions, uint64_t *arenas);
 
 /* ---- waiters.c ------------------------------------------------------------------------------------------- */
 
@@ -829,7 +864,7 @@ void lm__kept_drop_in(struct lm__span span);
 /* Drop what is kept for threads that have had their error. */
 void lm__kept_drop_told(void);
 
-/* ---- dirty.c ---------------------------------------------------------------------------------------------- */
+/* ---- writegate.c ------------------------------------------------------------------------------------------ */
 
 /* Before a chunk is made DIRTY, or memory that nobody protects appears; end follows.  0: not
  * now, a freeze is under way.  Nothing between the two waits. */
@@ -838,9 +873,34 @@ void lm__writes_end(lm_region *region);
 /* Let no chunk become DIRTY, until resume, which wakes all who wait to write. */
 void lm__writes_pause(lm_region *region);
 void lm__writes_resume(lm_region *region);
-/* Serve a write to a page that is protected. */
-void lm__write_serve(lm_region *region, uint64_t chunk_idx,
-                     const struct lm__fault *fault, struct lm__scratch *scratch);
+/* ---- fill.c ---------------------------------------------------------------------------------------------- */
+
+/* Inside, regions can be looked at and chunks claimed.  `scratch` may be NULL. */
+void lm__fill_gate_enter(struct lm__scratch *scratch);
+void lm__fill_gate_leave(void);
+/* Before a thread that has a handler's scratch lets time pass: others are to read events. */
+void lm__fill_will_block(struct lm__scratch *scratch);
+/* Fill a chunk that the caller has claimed in state `from`.  On failure it is still claimed. */
+int lm__fill(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from,
+             struct lm__scratch *scratch, struct lm_error *err);
+/* Bring missing pages of a chunk back that another thread, which waits for them, is COPYING. */
+int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
+                      struct lm__scratch *scratch, struct lm_error *err);
+/* Give a FILLING chunk up and let those who wait for it fault again. */
+void lm__fill_abandon(lm_region *region, uint64_t chunk_idx);
+/* Put a chunk that was claimed in state `from` back into it. */
+void lm__fill_unclaim(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from);
+/* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
+int lm__fill_ahead(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
+                   struct lm_error *err);
+/* The same for chunks that fill huge pages, if those can be moved in as they are.  0: nothing
+ * was done; they are to be filled one by one. */
+int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t count,
+                                struct lm__scratch *scratch);
+/* Drop a chunk's pages.  1 if it was CLEAN. */
+int lm__fill_evict(lm_region *region, uint64_t chunk_idx);
+/* Drop them whatever was written; waits for fills under way.  1 if it was in memory. */
+int lm__fill_drop(lm_region *region, uint64_t chunk_idx);
 
 /* ---- freeze.c --------------------------------------------------------------------------------------------- */
 
@@ -879,34 +939,11 @@ void lm__freeze_fail(lm_region *region, const struct lm_error *cause);
 void lm__freeze_bound_copies(size_t bytes_max);
 #endif
 
-/* ---- fill.c ---------------------------------------------------------------------------------------------- */
+/* ---- dirty.c ---------------------------------------------------------------------------------------------- */
 
-/* Inside, regions can be looked at and chunks claimed.  `scratch` may be NULL. */
-void lm__fill_gate_enter(struct lm__scratch *scratch);
-void lm__fill_gate_leave(void);
-/* Before a thread that has a handler's scratch lets time pass: others are to read events. */
-void lm__fill_will_block(struct lm__scratch *scratch);
-/* Fill a chunk that the caller has claimed in state `from`.  On failure it is still claimed. */
-int lm__fill(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from,
-             struct lm__scratch *scratch, struct lm_error *err);
-/* Bring missing pages of a chunk back that another thread, which waits for them, is COPYING. */
-int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
-                      struct lm__scratch *scratch, struct lm_error *err);
-/* Give a FILLING chunk up and let those who wait for it fault again. */
-void lm__fill_abandon(lm_region *region, uint64_t chunk_idx);
-/* Put a chunk that was claimed in state `from` back into it. */
-void lm__fill_unclaim(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from);
-/* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
-int lm__fill_ahead(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
-                   struct lm_error *err);
-/* The same for chunks that fill huge pages, if those can be moved in as they are.  0: nothing
- * was done; they are to be filled one by one. */
-int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t count,
-                                struct lm__scratch *scratch);
-/* Drop a chunk's pages.  1 if it was CLEAN. */
-int lm__fill_evict(lm_region *region, uint64_t chunk_idx);
-/* Drop them whatever was written; waits for fills under way.  1 if it was in memory. */
-int lm__fill_drop(lm_region *region, uint64_t chunk_idx);
+/* Serve a write to a page that is protected. */
+void lm__write_serve(lm_region *region, uint64_t chunk_idx,
+                     const struct lm__fault *fault, struct lm__scratch *scratch);
 
 /* ---- ones.c ---------------------------------------------------------------------------------------------- */
 

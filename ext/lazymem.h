@@ -309,6 +309,7 @@ struct lm_written {
     uint64_t chunks_total;
     uint64_t chunks_zero;
     uint64_t chunks_repeated;
+    uint64_t replaced_bytes; /* of a snapshot: the payloads whose place these take */
 };
 
 /* Create `path`, which must not exist, and write the superblock.  After an error there is no

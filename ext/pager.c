@@ -200,7 +200,7 @@ void lm_pager_stats(struct lm_pager_stats *out)
 {
     memset(out, 0, sizeof *out);
     lm__uffd_stats(out);
-    lm__region_count(&out->regions_live, &out->arenas);
+    lm__arena_counts(&out->regions_live, &out->arenas);
     out->handlers = (uint64_t)lm_load_relaxed(&g_pager.handlers);
     out->mode = (uint64_t)lm_pager_mode();
 }

@@ -19,7 +19,8 @@ struct part {
     struct lm__change *changes;      /* filled in order by the steps, as all below */
     uint64_t change_count;
     struct lm_written written;
-    struct lm__base *base; /* what the commit will make the object's */
+    _Atomic uint64_t replaced_bytes;
+    struct lm__base *base; /* what the commit will make the object's; NULL: as it is */
 };
 
 struct lm_snapshot {
@@ -61,14 +62,14 @@ static uint64_t chunk_of(const lm_snapshot *s, const struct part *p, uint64_t st
     return first + (step & ((1u << shift_of(p)) - 1));
 }
 
-/* 1 if the bytes are what is stored.  Where that can't be read, it is replaced. */
+/* 1 if the bytes are what is stored, in a payload of *stored_bytes.  Where that can't be read,
+ * it is replaced. */
 static int is_stored(lm_object *o, uint64_t chunk_idx, const uint8_t *bytes,
-                     struct lm__scratch *scratch)
+                     struct lm__scratch *scratch, uint64_t *stored_bytes)
 {
     uint8_t *stored = NULL;
-    uint64_t stored_bytes = 0;
     size_t count = lm__object_chunk_bytes(o, chunk_idx);
-    int rc = lm__object_decode(o, chunk_idx, scratch, &stored, &stored_bytes, NULL);
+    int rc = lm__object_decode(o, chunk_idx, scratch, &stored, stored_bytes, NULL);
     if (rc == LM_ZERO_CHUNK)
         return lm__is_zero(bytes, count);
     return rc == 0 && memcmp(bytes, stored, count) == 0;
@@ -83,6 +84,7 @@ static int snapshot_step(void *context, uint64_t step_idx, struct lm__scratch *s
     uint64_t item = item_of(p, step_idx), chunk_idx = chunk_of(s, p, step_idx);
     uint64_t mask = (1u << shift_of(p)) - 1;
     const uint8_t *bytes;
+    uint64_t replaced_bytes = 0;
     struct lm__chunk_bytes chunk = {.chunk = step_idx, .enc = &p->enc};
     int rc = lm__append_wait_for_room(s->writer, step_idx, err);
     if (rc != 0)
@@ -91,7 +93,9 @@ static int snapshot_step(void *context, uint64_t step_idx, struct lm__scratch *s
     if (rc != 0)
         return lm__append_fail(s->writer, *err, err);
     bytes += (chunk_idx & mask) << o->chunk_shift;
-    if (chunk_idx < o->chunks && !is_stored(o, chunk_idx, bytes, scratch)) {
+    if (chunk_idx < o->chunks &&
+        !is_stored(o, chunk_idx, bytes, scratch, &replaced_bytes)) {
+        lm_add_relaxed(&p->replaced_bytes, replaced_bytes);
         chunk.bytes = bytes;
         chunk.count = lm__object_chunk_bytes(o, chunk_idx);
     }
@@ -217,6 +221,8 @@ static int part_end(lm_snapshot *s, struct part *p, struct lm__scratch *scratch,
     if (rc != 0)
         return rc;
     p->written.root = lm__root_of(&root);
+    if (p->change_count == 0)
+        return 0;
     p->base = lm__base_new(s->writer->store, o->chunks, &p->written.root);
     return p->base ? 0 : lm__fail(err, lm__error(-ENOMEM, "index"));
 }
@@ -231,6 +237,7 @@ int lm_snapshot_end(lm_snapshot *s, struct lm_written *out, struct lm_error *err
         if (rc != 0)
             lm__append_fail(s->writer, cause, err);
         out[i] = s->parts[i].written;
+        out[i].replaced_bytes = lm_load_relaxed(&s->parts[i].replaced_bytes);
     }
     lm__scratch_give(&scratch);
     return rc;
@@ -238,10 +245,11 @@ int lm_snapshot_end(lm_snapshot *s, struct lm_written *out, struct lm_error *err
 
 void lm_snapshot_close(lm_snapshot *s, int is_committed)
 {
-    for (int i = 0; i < s->part_count && is_committed; i++) {
-        lm__object_set_base(s->parts[i].region->object, s->parts[i].base);
-        s->parts[i].base = NULL;
-    }
+    for (int i = 0; i < s->part_count && is_committed; i++)
+        if (s->parts[i].base) {
+            lm__object_set_base(s->parts[i].region->object, s->parts[i].base);
+            s->parts[i].base = NULL;
+        }
     if (s->freeze)
         lm__freeze_end(s->freeze, is_committed);
     for (int i = 0; i < s->part_count; i++) {

@@ -314,6 +314,18 @@ class Job:
 # ---- reading -------------------------------------------------------------------------
 
 
+_forks = 0
+"""That this process has made, or that made it."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_parent=_count_fork, after_in_child=_count_fork)
+
+
 class StoreHandle:
     """An open store file, at its last commit or at an earlier one.
 
@@ -360,7 +372,7 @@ class StoreHandle:
     def _open(self, path: str, function: Callable[..., int]) -> None:
         out, error = ffi.new(_STORE_OUT), _new_error()
         self.commit = ffi.new(_COMMIT)
-        self._pid = os.getpid()
+        self._forks = _forks
         code = function(out, self.commit, error)
         if -4096 < code < 0 and ffi.string(error.what) == b"file":
             raise _os_error(code, path)
@@ -370,7 +382,7 @@ class StoreHandle:
 
     def leave(self) -> None:
         """Say that nothing is read from it any more: a writer may take its space."""
-        if self._pid == os.getpid():  # else another process reads it as well
+        if self._forks == _forks:  # else a child, or the parent, reads it as well
             lib.lm_store_leave(self.pointer)
 
     def manifest(self) -> bytes:
@@ -587,13 +599,16 @@ class Written(NamedTuple):
     """Offset, length, checksum and kind of the root index page; None: all zero."""
     chunks: int
     stored_bytes: int
+    replaced_bytes: int
+    """Payloads of the state before, of these chunks."""
 
 
 def _written(raw: Any) -> Written:
     fields = raw.root
     root = int(fields.offset), int(fields.bytes), int(fields.crc), int(fields.kind)
     chunks, stored_bytes = int(raw.chunks_total), int(raw.stored_bytes)
-    return Written(root if root[0] else None, chunks, stored_bytes)
+    replaced_bytes = int(raw.replaced_bytes)
+    return Written(root if root[0] else None, chunks, stored_bytes, replaced_bytes)
 
 
 def encoded_bytes(enc: Any, chunk: Any) -> int:

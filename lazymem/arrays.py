@@ -117,7 +117,7 @@ class OpenArrays:
         except UnsupportedKernelError as exc:
             if _engine.has_pager():
                 raise  # it is what was asked for that this kernel can't do
-            _warn_fallback(exc)
+            _warn_fallback(exc, self.mode)
             array = bind(info, _load_whole(obj), None)
             # In mode "r+" nothing would see what is written.
             array.flags.writeable = self.mode == "c"
@@ -180,12 +180,13 @@ def _load_whole(obj: _engine.ObjectHandle) -> memoryview:
     return memory.data
 
 
-def _warn_fallback(reason: UnsupportedKernelError) -> None:
+def _warn_fallback(reason: UnsupportedKernelError, mode: Mode) -> None:
     info = _engine.uffd_probe()
     number = info.user_errno or info.api_errno
     why = errno.errorcode.get(number, str(number)) if number else str(reason)
+    cost = " and can't be written to, only replaced" if mode == "r+" else ""
     warnings.warn(
-        "arrays are loaded whole at first access: userfaultfd is not available "
+        f"arrays are loaded whole at first access{cost}: userfaultfd is not available "
         f"({why}); 'lazymem doctor' tells how to allow it",
         LazyMemWarning,
         stacklevel=5,

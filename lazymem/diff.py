@@ -108,7 +108,8 @@ def _compare_objects(
     chunks, rows = _Runs(), _Runs()
     if a.index != b.index:
         row_bytes = b.nbytes // (1 if axis is None else b.shape[axis])
-        for at in _differing_bytes(_open(a_store, a), _open(b_store, b), a, b):
+        old, new = manifest.open_object(a_store, a), manifest.open_object(b_store, b)
+        for at in _differing_bytes(old, new, a, b):
             chunks.add(at // b.chunk_bytes)
             rows.add(at // row_bytes)
     if not chunks.runs and not has_other_attrs:
@@ -133,12 +134,6 @@ class _Runs:
                 self.runs[-1][1] = stop
             else:
                 self.runs.append([start, stop])
-
-
-def _open(store: _engine.StoreHandle, info: ObjectInfo) -> _engine.ObjectHandle:
-    return _engine.ObjectHandle(
-        store, info.name, info.nbytes, info.chunk_bytes, info.shuffle, info.index
-    )
 
 
 def _differing_bytes(

@@ -21,6 +21,8 @@ from lazymem._engine import (
     CODECS,
     PAGE_PATCH,
     PAGE_PLAIN,
+    ObjectHandle,
+    StoreHandle,
 )
 from lazymem._version import __version__
 from lazymem.errors import FormatError
@@ -175,6 +177,13 @@ def object_info(path: str, name: str, entry: Any) -> ObjectInfo:
         reason = f"no {exc}" if isinstance(exc, KeyError) else str(exc)
         raise _error(path, name, f"bad entry in the manifest: {reason}") from None
     return info
+
+
+def open_object(store: StoreHandle, info: ObjectInfo) -> ObjectHandle:
+    """Open the chunks of an object, which has some."""
+    return ObjectHandle(
+        store, info.name, info.nbytes, info.chunk_bytes, info.shuffle, info.index
+    )
 
 
 def _error(path: str, name: str | None, text: str) -> FormatError:

@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     """Changed fields of a manifest's entries, by name and old root of the object."""
 
 
-def _open(store: _engine.StoreHandle, info: ObjectInfo) -> _engine.ObjectHandle:
-    return _engine.ObjectHandle(
-        store, info.name, info.nbytes, info.chunk_bytes, info.shuffle, info.index
-    )
-
-
 def _objects(path: str, entries: Mapping[str, Any]) -> Iterable[ObjectInfo]:
     return (manifest.object_info(path, name, x) for name, x in entries.items())
 
@@ -59,7 +53,7 @@ def punch(
         for info in _objects(store.path, entries):
             if info.nbytes:
                 form = (info.name, info.nbytes, info.chunk_bytes)
-                obj = _open(state, info)
+                obj = manifest.open_object(state, info)
                 prune.keep(obj, kept.get(form))
                 kept[form] = obj
 
@@ -118,6 +112,12 @@ class Copier:
         commit = self._copy(state, entry["time_ns"], {"snapshot": about})
         self._history.append({**entry, "offset": int(commit.offset)})
 
+    def copy_working(self, entries: Mapping[str, Any]) -> None:
+        """Copy what arrays go on from, which no state that is kept may list."""
+        for info in _objects(self._store.path, entries):
+            if (info.name, info.index) not in self.moved:
+                self._copy_object(self._store, info, entries[info.name])
+
     def copy_last(self, commit: Any, parent: int | None) -> None:
         """Copy a state that is in no history."""
         state = self._store.at(int(commit.offset))
@@ -157,7 +157,7 @@ class Copier:
             )
         form = (info.name, info.nbytes, info.chunk_bytes, info.shuffle)
         last = self._last.get(form)
-        obj = _open(state, info)
+        obj = manifest.open_object(state, info)
         tick = self._meter.part(info.nbytes)
         written = self._target.copy(
             obj, last.obj if last else None, last.root if last else None, enc, tick
@@ -181,13 +181,19 @@ def copy_states(
     history: History,
     commit: Any,
     parent: int | None,
+    working: Mapping[str, Any],
     encoding: Encoding | None,
     m: Meter,
 ) -> Moved:
     """Copy all that a store keeps; return what has changed of its objects."""
     copier = Copier(store, target, encoding, m)
+    last = [entry for entry in history.entries if entry["sequence"] == commit.sequence]
     for entry in history.entries:
+        if entry not in last:
+            copier.copy_snapshot(entry)
+    copier.copy_working(working)  # before the last commit: nothing behind it is read
+    for entry in last:
         copier.copy_snapshot(entry)
-    if not history.entries or history.entries[-1]["sequence"] != commit.sequence:
+    if not last:
         copier.copy_last(commit, parent)
     return copier.moved

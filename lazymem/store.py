@@ -82,6 +82,7 @@ class Store(Mapping[str, LazyArray]):
         self, *, pages: Pages = None, spill: str | os.PathLike[str] | None = None
     ) -> None:
         _check_pages(pages)
+        _engine.start_pager()
         self._open(_open_in_memory(spill), "r+", None, "raise", pages)
 
     def _open(
@@ -92,7 +93,6 @@ class Store(Mapping[str, LazyArray]):
         on_error: OnError,
         pages: Pages,
     ) -> None:
-        _engine.start_pager()  # its threads get ready while the file is looked at
         self._path, self._handle = handle.path, handle
         self._workspace: Workspace | None = None
         self._content = manifest.decode(handle.manifest(), self._path)
@@ -124,7 +124,7 @@ class Store(Mapping[str, LazyArray]):
             array = self._arrays.get(name)
             if array is None:
                 info = self.info(name)
-                obj = self._object(info) if info.nbytes else None
+                obj = manifest.open_object(self._handle, info) if info.nbytes else None
                 info = replace(info, attrs=self._attrs_of(info))
                 array = self._arrays.open(info, obj)
         return array
@@ -239,7 +239,7 @@ class Store(Mapping[str, LazyArray]):
         info = self.info(name)
         if info.nbytes == 0:
             return
-        obj = self._object(info)
+        obj = manifest.open_object(self._handle, info)
         buffer = memoryview(bytearray(min(block_bytes, info.nbytes)))
         with meter(progress, info.nbytes, f"read {name}") as m:
             for offset in range(0, info.nbytes, len(buffer)):
@@ -272,7 +272,8 @@ class Store(Mapping[str, LazyArray]):
 
     def _verify_object(self, info: ObjectInfo, tick: _engine.Tick) -> list[Exception]:
         try:
-            obj = self._object(info)  # errors name it as long as it lives
+            # Errors name the object as long as its handle lives.
+            obj = manifest.open_object(self._handle, info)
         except LazyMemError as exc:
             return [exc]
         job = obj.verify()
@@ -806,16 +807,6 @@ class Store(Mapping[str, LazyArray]):
         error.path, error.name = self._path, str(name)
         return error
 
-    def _object(self, info: ObjectInfo) -> _engine.ObjectHandle:
-        return _engine.ObjectHandle(
-            self._handle,
-            info.name,
-            info.nbytes,
-            info.chunk_bytes,
-            info.shuffle,
-            info.index,
-        )
-
     def _attrs_of(self, info: ObjectInfo) -> Attrs:
         if self._workspace is not None:
             return self._workspace.attrs_of(info.name)
@@ -965,8 +956,8 @@ def open(
     LockError
         If it is to be written and is open for writing already, here or elsewhere.
     UnsupportedKernelError
-        If an array is asked for and the kernel can't do what `on_error` or `pages` say
-        (``"sigbus"`` needs Linux 6.6).
+        If an array is asked for and the kernel can't do what `mode`, `on_error` or
+        `pages` say (``"sigbus"`` needs Linux 6.6).
     HugePagesError
         If an array is asked for and the pool has too few pages free for all of it.
 
@@ -993,6 +984,7 @@ def open(
             "the store with 'r+' and restore() it"
         )
     file = os.fspath(path)
+    _engine.start_pager()  # its threads get ready while the file is looked at
     store = Store.__new__(Store)
     if mode == "r" or mode == "c":
         store._open(_engine.StoreHandle(file), mode, at, on_error, pages)

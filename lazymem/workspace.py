@@ -564,6 +564,7 @@ class Workspace:
                     self.history,
                     self.commit,
                     self._committed.parent,
+                    self._content["objects"],
                     encoding,
                     m,
                 )
@@ -586,8 +587,11 @@ class Workspace:
             for name, array in self._arrays.kept().items():
                 region = array._bound().region
                 info = manifest.object_info(self.path, name, objects[name])
-                if region is not None:
-                    region.object.rebase(handle, info.index)
+                try:
+                    if region is not None:
+                        region.object.rebase(handle, info.index)
+                except OSError:
+                    self._arrays.release(name, "compact() had no memory to go on")
             self._content["objects"] = objects
             self._writer.close()
             self._handle, self.commit = handle, handle.commit
@@ -641,10 +645,13 @@ class Workspace:
         old = array._bound().info
         if old.name not in objects:
             raise ClosedError("there is no such object in the snapshot")
+        region = array._bound().region
+        is_as_saved = self._content["objects"].get(old.name) == objects[old.name]
+        if is_as_saved and not (region and region.dirty()):
+            return 0
         new = manifest.object_info(self.path, old.name, objects[old.name])
         if _form(old) != _form(new):
             raise ClosedError("the object has another form in the snapshot")
-        region = array._bound().region
         if region is not None:
             return region.restore(self._handle, new.index)
         if new.nbytes and new.index != old.index:
@@ -691,5 +698,6 @@ def _note_written(objects: dict[str, Any], written: dict[str, _engine.Written]) 
         index = manifest.index_to_json(part.root)
         entry = objects[name]
         if index != entry["index"]:
-            stored_bytes = entry["stored_bytes"] + part.stored_bytes
+            before = max(0, entry["stored_bytes"] - part.replaced_bytes)
+            stored_bytes = before + part.stored_bytes
             objects[name] = {**entry, "index": index, "stored_bytes": stored_bytes}

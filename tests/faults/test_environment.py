@@ -95,6 +95,46 @@ def test_without_userfaultfd_damage_raises_at_first_access(
     assert "object 'a', chunk 0" in done.stderr
 
 
+WRITE = """
+import sys, warnings, numpy as np, lazymem as lm
+warnings.simplefilter("ignore")
+with lm.open(sys.argv[1], "r+") as store:
+    a = store["a"]
+    try:
+        a[0] = 1
+    except ValueError as exc:
+        print(exc)
+    try:
+        store.create("x", 3, "f8")
+    except lm.UnsupportedKernelError as exc:
+        print("create" in str(exc), list(store))
+    store["a"] = np.zeros(5)
+    store["a"].attrs["unit"] = "K"
+    store.snapshot("zeros")
+    print(store.restore(1).arrays_closed, store["a"].shape == a.shape)
+    print(store.diff(1).changed["a"].is_reshaped, store.unsaved)
+"""
+
+
+def test_without_userfaultfd_whole_arrays_can_still_be_stored(
+    path: Path, run_python: Callable[..., Any]
+) -> None:
+    with lm.open(path) as store:
+        names = list(store)
+    done = run_python(WRITE, path, LAZYMEM_MASK="dev,syscall,user")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "assignment destination is read-only",
+        f"True {names}",
+        "('a',) True",
+        "True False",
+    ]
+    done = run_python(
+        WRITE.replace("ignore", "error"), path, LAZYMEM_MASK="dev,syscall,user"
+    )
+    assert "can't be written to, only replaced: userfaultfd" in done.stderr
+
+
 SECCOMP = """
 import ctypes, platform, struct, sys
 # A container's usual filter: the system call number of userfaultfd gets EPERM.

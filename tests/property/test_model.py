@@ -192,6 +192,20 @@ class Model(RuleBasedStateMachine):
         del self.kept[sequence]
 
     @rule()
+    def prune(self) -> None:
+        self.store.prune()
+
+    @rule(codec=st.sampled_from([None, "lz4"]))
+    def compact(self, codec: str | None) -> None:
+        if self.store.unsaved:
+            with pytest.raises(lm.UnsavedChangesError):
+                self.store.compact(codec=codec)
+        else:
+            self.store.compact(codec=codec)
+            for name in self.now.arrays:
+                self.store[name].evict()  # is all of it in the new file?
+
+    @rule()
     def reopen(self) -> None:
         self.store.close(discard=True)
         arrays, manifest = read(self.path)

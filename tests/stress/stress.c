@@ -51,14 +51,16 @@ struct thing {
 };
 
 static struct thing g_things[OBJECTS] = {
-    {{100003, 4096, 0, LM_CODEC_NONE, 0, 1}, 0, {0}},
-    {{300, 4096, 0, LM_CODEC_LZ4, 1, 1}, 0, {0}},
-    {{20480, 4096, 8, LM_CODEC_LZ4, 1, 1}, 0, {0}},
-    {{3u << 20, 16384, 4, LM_CODEC_LZ4, 1, 1}, 0, {0}},
-    {{(5u << 20) + 777, 65536, 8, LM_CODEC_ZSTD, 1, 1}, 0, {0}},
-    {{2u << 20, 262144, 0, LM_CODEC_NONE, 0, 1}, 0, {0}},
-    {{40u << 20, 131072, 0, LM_CODEC_ZSTD, 1, 1}, 1, {0}}, /* an arena of its own */
-    {{24u << 20, 1u << 20, 4, LM_CODEC_ZSTD, 1, 1}, 0, {0}},
+    {{100003, 4096, 0, LM_CODEC_NONE, 0, 1}, 0, {.stored_bytes = 0}},
+    {{300, 4096, 0, LM_CODEC_LZ4, 1, 1}, 0, {.stored_bytes = 0}},
+    {{20480, 4096, 8, LM_CODEC_LZ4, 1, 1}, 0, {.stored_bytes = 0}},
+    {{3u << 20, 16384, 4, LM_CODEC_LZ4, 1, 1}, 0, {.stored_bytes = 0}},
+    {{(5u << 20) + 777, 65536, 8, LM_CODEC_ZSTD, 1, 1}, 0, {.stored_bytes = 0}},
+    {{2u << 20, 262144, 0, LM_CODEC_NONE, 0, 1}, 0, {.stored_bytes = 0}},
+    {{40u << 20, 131072, 0, LM_CODEC_ZSTD, 1, 1},
+     1,
+     {.stored_bytes = 0}}, /* an arena of its own */
+    {{24u << 20, 1u << 20, 4, LM_CODEC_ZSTD, 1, 1}, 0, {.stored_bytes = 0}},
 };
 
 /* Never 0xFF, which stands for failure. */

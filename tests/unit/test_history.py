@@ -221,6 +221,30 @@ def test_a_snapshot_that_fails_can_be_taken_again(path: Path, point: Any) -> Non
     np.testing.assert_array_equal(lm.open(path, at="one")["a"], expected)
 
 
+def test_what_is_interrupted_can_be_done_again(path: Path) -> None:
+    def interrupt(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with lm.open(path, "r+") as store:
+        a = store["a"]
+        a[:] = 5
+        for action in (
+            lambda: store.snapshot("five", progress=interrupt),
+            lambda: store.flush(progress=interrupt),
+            lambda: store.put("x", A, progress=interrupt),
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                action()
+            assert store.stats().arrays["a"].chunks_dirty == 62
+            assert "x" not in store
+            np.testing.assert_array_equal(lm.open(path)["a"], A)
+        store.put("x", A)
+        store.snapshot("five")
+    with lm.open(path, at="five") as then:
+        assert (then["a"] == 5).all()
+        np.testing.assert_array_equal(then["x"], A)
+
+
 # ---- going back ----------------------------------------------------------------------
 
 
@@ -535,6 +559,20 @@ def test_the_file_grows_by_what_changed(tmp_path: Path) -> None:
         grown = path.stat().st_size - before
         assert info.bytes_written <= grown < info.bytes_written * 1.01 + 4096
     np.testing.assert_array_equal(lm.open(path)["a"], a)
+
+
+def test_the_stored_bytes_of_an_object_are_those_of_its_state(tmp_path: Path) -> None:
+    path = tmp_path / "r.lzm"
+    lm.save(path, a=np.random.default_rng(1).random(100_000), codec="none")
+    with lm.open(path, "r+") as store:
+        first = store.info("a").stored_bytes
+        for _ in range(3):
+            store["a"][:5000] += 1
+            store.flush()
+        assert store.info("a").stored_bytes == first
+        store["a"][:] = 0
+        store.flush()
+        assert store.info("a").stored_bytes == 0
 
 
 def test_a_manifest_says_how_an_object_is_split(tmp_path: Path) -> None:

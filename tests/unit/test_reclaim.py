@@ -101,6 +101,27 @@ def test_prune_spares_what_a_reader_has_open(path: Path, states: States) -> None
         assert store.prune() > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_prune_spares_what_a_forked_child_reads(path: Path, states: States) -> None:
+    with make(path, states) as store:
+        reader = lm.open(path, at="s2")
+        y = reader["y"]
+        go = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(go[0], 1)
+            is_right = np.array_equal(y, states["s2"]["y"])
+            os._exit(0 if is_right else 1)
+        reader.close()  # in this process alone
+        for name in ("s0", "s1", "s2", "s3"):
+            store.delete_snapshot(name)
+        store.prune()
+        os.write(go[1], b"g")
+        assert os.waitpid(child, 0)[1] == 0
+        for fd in go:
+            os.close(fd)
+
+
 def test_prune_spares_what_the_arrays_go_on_from(path: Path, states: States) -> None:
     with make(path, states) as store:
         store.restore("s0")
@@ -141,6 +162,20 @@ def test_compact_keeps_every_snapshot(
     check(path, states)
     if "codec" in how:
         assert lm.open(path).info("x").codec == "lz4"
+
+
+def test_compact_copies_what_the_arrays_go_on_from(path: Path, states: States) -> None:
+    with make(path, states) as store:
+        store.restore("s0")
+        for info in store.log():
+            if info.name not in ("s4", "branch"):
+                store.delete_snapshot(info.sequence)
+        store.compact()
+        store["x"].evict()
+        assert np.array_equal(store["x"], states["s0"]["x"])
+        store["x"][3] = 3
+        snapshot(store, states, "again")
+    check(path, {name: states[name] for name in ("s4", "branch", "again")})
 
 
 def test_compact_makes_a_smaller_file(path: Path, states: States) -> None:
