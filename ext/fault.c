@@ -117,6 +117,25 @@ static void serve_filling(lm_region *r, uint64_t chunk_idx,
         lm__interrupt_end(fault->tid);
 }
 
+/* For who copies the chunk, and holds it until this is over. */
+static void serve_copier(lm_region *r, uint64_t chunk_idx,
+                         const struct lm__fault *fault, struct lm__scratch *scratch)
+{
+    struct lm_error cause = lm__error(0, "");
+    if (lm__fill_in_place(r, chunk_idx, scratch, &cause) == 0)
+        return;
+    struct lm__failed failed = lm__failed_fault(r, chunk_idx, fault);
+    failed.cause = &cause;
+    failed.from = LM_CHUNK_COPYING;
+    failed.span = (struct lm__span){failed.page, lm__region_page_bytes(r)};
+    failed.tid = 0;
+    failed.is_copier = 1;
+    lm__freeze_fail(r, &cause);
+    lm__fill_will_block(scratch);
+    lm__waiter_take(lm__waiter_of(fault));
+    lm__ones_serve(r, failed, scratch);
+}
+
 /* A page that the application has given back, of a chunk that a snapshot has yet to copy:
  * whoever copies it is waited for, and served. */
 static void serve_frozen(lm_region *r, uint64_t chunk_idx,
@@ -125,21 +144,13 @@ static void serve_frozen(lm_region *r, uint64_t chunk_idx,
 {
     if (state == LM_CHUNK_FROZEN) {
         lm__freeze_hurry(r, chunk_idx);
-    } else if (lm__freeze_is_copier(fault->tid)) {
-        struct lm_error cause = lm__error(0, "");
-        if (lm__fill_in_place(r, chunk_idx, scratch, &cause) == 0)
-            return;
-        struct lm__failed failed = lm__failed_fault(r, chunk_idx, fault);
-        failed.cause = &cause;
-        failed.from = state;
-        failed.span = (struct lm__span){failed.page, lm__region_page_bytes(r)};
-        failed.tid = 0;
-        failed.is_copier = 1;
-        lm__freeze_fail(r, &cause);
-        lm__fill_will_block(scratch);
-        lm__waiter_take(lm__waiter_of(fault));
-        lm__ones_serve(r, failed, scratch);
+        return;
     }
+    int copier = lm__freeze_serve_begin(r, chunk_idx, fault->tid);
+    if (copier < 0)
+        return;
+    serve_copier(r, chunk_idx, fault, scratch);
+    lm__freeze_serve_end(copier);
 }
 
 static int is_frozen(const lm_region *r, enum lm__chunk_state state)

@@ -47,14 +47,56 @@ struct lm__freeze {
 
 /* ---- copying ---------------------------------------------------------------------------------- */
 
-static _Atomic int32_t g_copiers[COPIERS_MAX];
+/* Who copies which chunk, and the handlers that bring him pages of it meanwhile: a copy ends
+ * when they have, so that no page comes late. */
+static struct {
+    _Atomic int32_t tid; /* 0: a free place */
+    _Atomic uintptr_t addr;
+    _Atomic int at_work;
+} g_copiers[COPIERS_MAX];
 
-int lm__freeze_is_copier(int32_t tid)
+static int is_of(size_t copier, int32_t tid, uintptr_t addr)
 {
-    for (size_t i = 0; i < COPIERS_MAX; i++)
-        if (tid != 0 && lm_load_seq_cst(&g_copiers[i]) == tid)
-            return 1;
-    return 0;
+    return tid != 0 && lm_load_seq_cst(&g_copiers[copier].tid) == tid &&
+           lm_load_seq_cst(&g_copiers[copier].addr) == addr;
+}
+
+int lm__freeze_serve_begin(const lm_region *r, uint64_t chunk_idx, int32_t tid)
+{
+    uintptr_t addr = lm__region_span(r, chunk_idx).addr;
+    for (int i = 0; i < COPIERS_MAX; i++) {
+        if (!is_of((size_t)i, tid, addr))
+            continue;
+        lm_add_seq_cst(&g_copiers[i].at_work,
+                       1); /* before it looks: pairs with leave() */
+        if (is_of((size_t)i, tid, addr))
+            return i;
+        lm__freeze_serve_end(i);
+    }
+    return -1;
+}
+
+void lm__freeze_serve_end(int copier) { lm_sub_acq_rel(&g_copiers[copier].at_work, 1); }
+
+static size_t enter(uintptr_t addr)
+{
+    size_t i = 0;
+    int32_t nobody = 0;
+    while (!lm_cas_acq_rel(&g_copiers[i].tid, &nobody, lm__thread_id())) {
+        nobody = 0;
+        i = (i + 1) % COPIERS_MAX;
+    }
+    lm_store_seq_cst(&g_copiers[i].addr, addr);
+    return i;
+}
+
+static void leave(size_t i)
+{
+    const struct timespec pause = {.tv_nsec = 20000};
+    lm_store_seq_cst(&g_copiers[i].addr, 0);
+    while (lm_load_seq_cst(&g_copiers[i].at_work) != 0)
+        nanosleep(&pause, NULL);
+    lm_store_seq_cst(&g_copiers[i].tid, 0);
 }
 
 /* The application wrote to these pages before they were protected, which a sanitizer of threads
@@ -82,32 +124,16 @@ static void clear_poison(const lm_region *r, struct lm__span span)
             lm__pages_drop(page, page_bytes);
 }
 
-static int has_failed(struct lm__freeze *f)
-{
-    pthread_mutex_lock(&f->lock);
-    int has_failed = f->error.code != 0;
-    pthread_mutex_unlock(&f->lock);
-    return has_failed;
-}
-
 /* A COPYING chunk.  A page that the application has given back is filled meanwhile.  0, or why
  * the region is lost, and what was copied is anything. */
-static int copy_chunk(struct lm__freeze *f, const lm_region *r, uint64_t chunk_idx,
-                      uint8_t *to)
+static int copy_chunk(const lm_region *r, uint64_t chunk_idx, uint8_t *to)
 {
     struct lm__span span = lm__region_span(r, chunk_idx);
-    size_t i = 0;
-    int32_t nobody = 0;
-    while (!lm_cas_acq_rel(&g_copiers[i], &nobody, lm__thread_id())) {
-        nobody = 0;
-        i = (i + 1) % COPIERS_MAX;
-    }
+    size_t copier = enter(span.addr);
     lm__pause("copying");
     clear_poison(r, span);
     copy_bytes(to, (const uint8_t *)span.addr, lm__region_chunk_bytes(r, chunk_idx));
-    lm_store_seq_cst(&g_copiers[i], 0);
-    if (has_failed(f)) /* false bytes are to be gone before anybody can write to them */
-        lm_region_settle(r);
+    leave(copier);
     int lost = lm_load_seq_cst(&r->lost);
     if (lost) /* what was filled since goes as well */
         lm__pages_drop(span.addr, span.bytes);
@@ -203,7 +229,7 @@ static void help(struct lm__freeze *f, const struct hint *hint)
         free(copy); /* a worker has it, or will */
         return;
     }
-    int lost = copy_chunk(f, r, hint->chunk_idx, copy);
+    int lost = copy_chunk(r, hint->chunk_idx, copy);
     lm__chunks_copied(&r->chunks, hint->chunk_idx);
     if (lost)
         free(copy);
@@ -426,7 +452,7 @@ int lm__freeze_take(struct lm__freeze *f, uint64_t item_idx,
         goto failed;
     if (lm__chunks_move(&r->chunks, item->chunk_idx, LM_CHUNK_FROZEN,
                         LM_CHUNK_COPYING)) {
-        int lost = copy_chunk(f, r, item->chunk_idx, to);
+        int lost = copy_chunk(r, item->chunk_idx, to);
         lm__chunks_copied(&r->chunks, item->chunk_idx);
         lm__waiters_wake(span);
         cause = lm__error(lost, "array");

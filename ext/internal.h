@@ -939,8 +939,10 @@ void lm__freeze_give(struct lm__freeze *freeze, uint64_t item_idx);
 void lm__freeze_end(struct lm__freeze *freeze, int is_stored);
 /* Somebody waits for a FROZEN chunk. */
 void lm__freeze_hurry(lm_region *region, uint64_t chunk_idx);
-/* 1 if the thread copies a chunk. */
-int lm__freeze_is_copier(int32_t tid);
+/* If the thread copies the chunk: which copier it is, who goes on when end is called at the
+ * earliest.  Else -1. */
+int lm__freeze_serve_begin(const lm_region *region, uint64_t chunk_idx, int32_t tid);
+void lm__freeze_serve_end(int copier);
 /* A missing page of a chunk that is copied could not be had. */
 void lm__freeze_fail(lm_region *region, const struct lm_error *cause);
 #ifdef LM_CHECKS

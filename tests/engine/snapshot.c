@@ -55,7 +55,7 @@ static void test_many_snapshots(uint64_t seed)
 {
     uint64_t state = seed * 2 + 1;
     struct lm_written written[2];
-    for (int round = 0; round < 20; round++) {
+    for (int round = 0; round < (TEST_IS_SANITIZED ? 4 : 20); round++) {
         for (int i = 0; i < 12; i++)
             put_random(&g.arrays[test_random(&state) % 2], &state);
         snapshot(written);
@@ -238,7 +238,7 @@ static void test_a_snapshot_is_a_moment(void)
     lm_store_relaxed(&g_stop, 0);
     for (size_t id = 0; id < WRITERS; id++)
         threads[id] = test_thread(count_up, (void *)id);
-    for (int round = 0; round < 60; round++) {
+    for (int round = 0; round < (TEST_IS_SANITIZED ? 10 : 60); round++) {
         lm_snapshot *s = begin(&stats);
         write_out(s);
         commit(s, written);
