@@ -551,6 +551,8 @@ static void op_inject(struct thread *t)
     pthread_mutex_unlock(&g_inject_lock);
 }
 
+#include "writes.h"
+
 /* ---- fork ---------------------------------------------------------------------------------------------------------- */
 
 #define HELD 3
@@ -595,6 +597,7 @@ static int child_main(struct thread *t, struct held *held)
     touch_here_and_there(t, own);
     touch_here_and_there(t, held->handles[0]);
     handle_put(own);
+    w_in_child(t);
     return TEST_OK;
 }
 
@@ -620,7 +623,9 @@ static void op_fork(struct thread *t)
     for (int i = 0; i < HELD; i++)
         held.handles[i] = handle_get(t);
     held.object = object_get(held.thing);
+    w_fork_begin();
     fork_and_wait(t, &held);
+    w_fork_end();
     lm_object_close(held.object);
     for (int i = 0; i < HELD; i++)
         handle_put(held.handles[i]);
@@ -628,8 +633,8 @@ static void op_fork(struct thread *t)
 
 /* ---- the run ------------------------------------------------------------------------------------------------------------ */
 
-/* All that a thread may do.  What the engine learns to do (eviction, writing, snapshots) gets
- * a line here and a function above. */
+/* All that a thread may do.  What the engine learns to do gets a line here and a function
+ * above. */
 static const struct op {
     const char *name;
     unsigned weight;
@@ -642,6 +647,9 @@ static const struct op {
     {"orphan", 20, op_orphan},     {"reopen", 10, op_reopen},
     {"verify", 6, op_verify},      {"read", 30, op_read},
     {"inject", 2, op_inject},      {"fork", 8, op_fork},
+    {"write", 200, op_write},      {"read-written", 60, op_read_written},
+    {"snapshot", 20, op_snapshot}, {"evict-written", 40, op_evict_written},
+    {"restore", 4, op_restore},
 };
 #define OP_COUNT (sizeof OPS / sizeof OPS[0])
 
@@ -684,6 +692,7 @@ static void settle(void)
     struct watched waiting = {0};
     for (int i = 0; i < SLOTS; i++)
         handle_put(slot_swap(i, NULL));
+    w_close();
     watchdog_note(&waiting, "waiting for closed regions");
     do {
         usleep(1000);
@@ -697,6 +706,7 @@ static void run_for(double seconds)
     uint64_t until = watchdog_now_ns() + (uint64_t)(seconds * 1e9);
     pthread_t ids[THREADS];
     lm_store_seq_cst(&g_stop, 0);
+    w_open();
     for (int i = 0; i < THREADS; i++) {
         watchdog_note(&g_watched[i], "starting");
         ids[i] = test_thread(run, &g_threads[i]);
@@ -712,6 +722,8 @@ static void run_for(double seconds)
     }
     for (int i = 0; i < THREADS; i++)
         pthread_join(ids[i], NULL);
+    lm_store_seq_cst(&g_inject_until_ns, 0);
+    w_replace(&g_threads[0]);
     settle();
 }
 
@@ -761,6 +773,14 @@ static void print_totals(const struct holdings *before, const struct holdings *n
            (unsigned long long)s.eexist, (unsigned long long)s.eagain_partial,
            (unsigned long long)s.eagain, (unsigned long long)s.enoent,
            (unsigned long long)s.enomem, (unsigned long long)s.refused);
+    printf("; snapshots %llu exact %llu failed %llu restored %llu replaced %llu "
+           "chunks %llu",
+           (unsigned long long)lm_load_relaxed(&g_w.snapshots),
+           (unsigned long long)lm_load_relaxed(&g_w.exact),
+           (unsigned long long)lm_load_relaxed(&g_w.failed),
+           (unsigned long long)lm_load_relaxed(&g_w.restored),
+           (unsigned long long)lm_load_relaxed(&g_w.replaced),
+           (unsigned long long)lm_load_relaxed(&g_w.frozen));
     printf(
         "; fds %ld -> %ld threads %ld -> %ld mappings %ld -> %ld rss %ld -> %ld KiB\n",
         before->fds, now->fds, before->threads, now->threads, before->mappings,
