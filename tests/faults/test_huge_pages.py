@@ -420,3 +420,33 @@ def test_a_child_shares_moved_pages_until_it_writes(large: Path) -> None:
         assert end_child(start_child(child)) == 0
         a.load()
         np.testing.assert_array_equal(a, LARGE)
+
+
+# ---- writing -------------------------------------------------------------------------
+
+
+def test_snapshots_of_huge_pages_hold_the_chunks_that_were_written(
+    pool: Pool, path: Path
+) -> None:
+    right = A.copy()
+    with lm.open(path, "r+", pages="2M") as store:
+        a = store["a"]
+        assert a[0, 0] == right[0, 0]
+        a[3] = right[3] = 5
+        store["tail"][-1] = 7
+        first = store.snapshot("first")
+        # A page was written to; of its chunks, those that differ are stored.
+        assert first.chunks < PAGE // CHUNK
+        a[5:9] = 6
+        store.restore("first", discard=True)
+        np.testing.assert_array_equal(a, right)
+        assert page_bytes(store, "a") == PAGE
+        future = store.snapshot("second", wait=False)
+        a[2] = right[2] = 8
+        assert future.result().chunks == 0
+        store.flush()
+    with lm.open(path) as store:
+        np.testing.assert_array_equal(store["a"], right)
+        assert store["tail"][-1] == 7
+    with lm.open(path, at="second") as store:
+        assert np.array_equal(store["a"][2], A[2])
