@@ -14,6 +14,8 @@ depends on the seed, t and k alone; only the timing is the machine's.
      array, and nothing else is.
 (P4) The damaged chunk never gives data.
 (P5) A thread that hangs has every stack dumped; at the end nothing is left.
+
+What holds for the store that they write to stands in writes.py.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ import numpy as np
 
 import lazymem as lm
 from lazymem import _engine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.stress.writes import Desk
 
 THREADS = 5
 SECONDS = 3.0
@@ -383,6 +388,26 @@ def process(worker: Worker) -> None:
     child.close()
 
 
+def change(worker: Worker) -> None:
+    worker.run.desk.change(worker.index, worker.rng)
+
+
+def peek(worker: Worker) -> None:
+    worker.run.desk.peek(worker.rng)
+
+
+def snapshot(worker: Worker) -> None:
+    worker.run.desk.snapshot(worker.rng)
+
+
+def restore(worker: Worker) -> None:
+    worker.run.desk.restore(worker.rng)
+
+
+def fork_and_write(worker: Worker) -> None:
+    worker.run.desk.fork(worker.index, worker.rng)
+
+
 OPS: dict[str, tuple[int, Callable[[Worker], None]]] = {
     "lazy": (300, lazy),
     "element": (200, element),
@@ -396,9 +421,14 @@ OPS: dict[str, tuple[int, Callable[[Worker], None]]] = {
     "blocks": (20, blocks),
     "fork": (6, fork),
     "process": (1, process),
+    "change": (150, change),
+    "peek": (40, peek),
+    "snapshot": (15, snapshot),
+    "restore": (4, restore),
+    "fork_and_write": (4, fork_and_write),
 }
-"""Name, weight and function of all that a thread may do.  What arrays learn to do
-(writing, snapshots) gets a line here and a function above."""
+"""Name, weight and function of all that a thread may do.  What arrays learn to do gets
+a line here and a function above."""
 
 
 # ---- the run -------------------------------------------------------------------------
@@ -450,6 +480,8 @@ class Run:
         self.stop = False
         self.failures: list[str] = []
         self.kinds = make_kinds(folder, seed)
+        self.folder = folder
+        self.desk: Desk
         self.slots: list[Slot] = []
         self.workers = [Worker(self, index) for index in range(THREADS)]
 
@@ -477,6 +509,7 @@ class Run:
         self.slots = [
             Slot(kind, lm.open(kind.path)) for kind in self.kinds for _ in range(2)
         ]
+        self.desk = Desk(self.folder / "desk.lzm", THREADS)
         for worker in self.workers:
             worker.doing, worker.since = "starting", time.monotonic()
         threads = [threading.Thread(target=w.loop) for w in self.workers[1:]]
@@ -489,6 +522,9 @@ class Run:
         for thread in (*threads, watch):
             thread.join()
         faulthandler.cancel_dump_traceback_later()
+        if not self.failures:
+            self.desk.close()
+        del self.desk
         for slot in self.slots:
             slot.store.close()
         self.slots = []

@@ -19,7 +19,7 @@
 #define W_SLICE     64
 #define W_PAIRS     8
 #define W_KEPT      6              /* snapshots that can be restored */
-#define W_FILE_MAX  (192ull << 20) /* then it is replaced */
+#define W_FILE_MAX  (64ull << 20) /* then it is replaced */
 #define W_CELLS_MAX 40
 
 struct w_object {
