@@ -27,7 +27,7 @@ CASES = {
         "random rows of 64 KiB, first pass",
         "snapshot of 1 %",
         "restore, nothing differs",
-        "a snapshot under way",
+        "a snapshot of all under way",
         "lazymem, snapshot, scattered",
         "np.save of all, in one piece",
     ],
