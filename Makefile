@@ -8,7 +8,7 @@ PYTHONS ?= $(shell sh tools/find_pythons.sh)
 VENV = .venv-$(notdir $(PYTHON))
 BIN = $(VENV)/bin
 C_FILES = ext/*.c ext/*.h tests/engine/*.c tests/engine/*.h tests/stress/*.c tests/stress/*.h \
-    tests/crash/*.c
+    tests/crash/*.c benchmarks/*.c
 ENGINE_TESTS = tests/engine tests/stress/test_stress.py::test_stress_of_the_engine
 SECONDS = 60
 DEPTH = 200

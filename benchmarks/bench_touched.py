@@ -17,7 +17,6 @@ lazy array's memory without the subclass.
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,9 +90,7 @@ def _compare(bench: Bench, case: str, operation: Any, arrays: dict[str, Array]) 
 
 
 def _copy_in_small_pages(array: Array) -> Array:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, array.nbytes, flags=flags)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    memory = harness.in_small_pages(array.nbytes)
     copy = np.frombuffer(memory, array.dtype).reshape(array.shape)
     copy[:] = array
     return copy

@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import json
 import math
+import mmap
 import os
 import platform
 import statistics
@@ -27,6 +28,18 @@ from typing import Any
 
 MIB = 1 << 20
 GIB = 1 << 30
+
+_VERSIONS_OF = (
+    "numpy",
+    "blosc2",
+    "zstandard",
+    "lz4",
+    "h5py",
+    "hdf5plugin",
+    "zarr",
+    "icechunk",
+    "joblib",
+)
 
 Spread = dict[str, float]
 """``median``, ``low``, ``high`` and the number of ``rounds``."""
@@ -119,6 +132,13 @@ def memory_bytes(field: str = "VmRSS") -> int:
 def reset_peak_memory() -> None:
     """Let VmHWM, the peak, begin again at what is resident."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def in_small_pages(nbytes: int) -> mmap.mmap:
+    """Return private memory that never has huge pages; nothing of it is faulted in."""
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
 
 
 # ---- one benchmark
@@ -235,7 +255,7 @@ def shown(value: Any) -> str:
 def environment() -> dict[str, Any]:
     """Return what a figure depends on besides the code."""
     versions = {"python": platform.python_version()}
-    for package in ("numpy", "blosc2", "zstandard", "lz4"):
+    for package in _VERSIONS_OF:
         if have(package):
             versions[package] = importlib.metadata.version(package)
     return {

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Print the README's table of figures from benchmarks/results/*.json, as Markdown."""
+"""Print the README's tables of figures from benchmarks/results/*.json, as Markdown."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import edits
 import harness
 
 RESULTS = Path(__file__).with_name("results")
@@ -15,21 +17,19 @@ RESULTS = Path(__file__).with_name("results")
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table: what was asked, and where the answers are."""
+    """A row of a table: what was asked, and where the answers are."""
 
     question: str
     benchmark: str
     table: str
     case: str
-    memmap: str | None
-    """Column of the result; None: does not apply."""
-    blosc2: str | None
-    lazymem: str
+    columns: tuple[str | None, ...]
+    """Columns of the result, one for each of the table's; None: does not apply."""
 
 
 def _reading(question: str, case: str, when: str) -> Figure:
     columns = ("memmap_s", "blosc2_zstd_s", "lazymem_zstd_s")
-    return Figure(question, "read", f"reading, {when}", case, *columns)
+    return Figure(question, "read", f"reading, {when}", case, columns)
 
 
 def _opening(label: str, cache: str) -> Figure:
@@ -38,9 +38,7 @@ def _opening(label: str, cache: str) -> Figure:
         "open",
         "open and first element",
         f"{label}, {cache}",
-        "memmap_ms",
-        None,
-        "lazymem_ms",
+        ("memmap_ms", None, "lazymem_ms"),
     )
 
 
@@ -50,7 +48,11 @@ _SIZE = ("size", "size and write", "weather, zstd 3")
 def _resident(question: str, case: str) -> Figure:
     case = f"{case}: np.asarray(a)"
     return Figure(
-        question, "touched", "reading what is resident", case, None, None, "ratio"
+        question,
+        "touched",
+        "reading what is resident",
+        case,
+        (None, None, "ratio"),
     )
 
 
@@ -60,9 +62,7 @@ _FIGURES = (
         "open",
         "import, above numpy",
         "lazymem",
-        None,
-        None,
-        "ms",
+        (None, None, "ms"),
     ),
     _opening("1 MB", "warm"),
     _opening("1 GB", "warm"),
@@ -72,8 +72,8 @@ _FIGURES = (
     _resident("sum of what is in memory, ratio to an ndarray", "sum of all"),
     _resident("fancy indexing of it, likewise", "1,000,000 elements, fancy"),
     _resident("single elements of it, likewise", "100,000 scalars"),
-    Figure("file of 256 MiB, MiB", *_SIZE, "raw_MiB", "blosc2_MiB", "lazymem_MiB"),
-    Figure("writing it, s", *_SIZE, None, "blosc2_s", "lazymem_s"),
+    Figure("file of 256 MiB, MiB", *_SIZE, ("raw_MiB", "blosc2_MiB", "lazymem_MiB")),
+    Figure("writing it, s", *_SIZE, (None, "blosc2_s", "lazymem_s")),
     _reading("10,000 random elements, cold, s", "10,000 random elements", "first"),
     _reading("the same again, s", "10,000 random elements", "again"),
     _reading("200 random rows, cold, s", "200 random rows", "first"),
@@ -85,19 +85,80 @@ _FIGURES = (
         "memory",
         "memory after touching",
         "1 % of the rows, random",
-        "memmap_rss_MiB",
-        None,
-        "lazymem_rss_MiB",
+        ("memmap_rss_MiB", None, "lazymem_rss_MiB"),
     ),
     Figure(
         "peak memory of packing 4 GB, MiB",
         "memory",
         "packing a memory map",
         "4 GB",
-        None,
-        "blosc2_peak_MiB",
-        "lazymem_peak_MiB",
+        (None, "blosc2_peak_MiB", "lazymem_peak_MiB"),
     ),
+)
+
+
+def _writing(question: str, case: str) -> list[Figure]:
+    return [
+        Figure(
+            f"{question}, {label}, s",
+            "writes",
+            "writing to what is resident",
+            f"{case}, {label} pass",
+            ("ndarray_s", "s"),
+        )
+        for label in ("first", "second")
+    ]
+
+
+def _saving(question: str, case: str) -> Figure:
+    return Figure(question, "writes", "1 % of the chunks, scattered", case, (None, "s"))
+
+
+def _stalling(question: str, case: str, column: str) -> Figure:
+    table = "two threads write random rows: how long a single write takes"
+    return Figure(question, "writes", table, case, (None, column))
+
+
+_WRITES = (
+    *_writing("copying into it", "copy of another array"),
+    *_writing("filling it with a scalar", "fill with a scalar"),
+    *_writing("8,192 random rows of it", "random rows of 64 KiB"),
+    _saving("`lm.save` of it, s", "save of all"),
+    _saving("snapshot, 1 % of its chunks written, s", "snapshot of 1 %"),
+    _saving("restore, likewise, s", "restore: another snapshot, 1 % differs"),
+    Figure(
+        "restore, 1 TiB, nothing differs, ms",
+        "writes",
+        "1 TiB of addresses, little of it written",
+        "restore, nothing differs",
+        (None, "ms"),
+    ),
+    _stalling(
+        "a row, all having been written before, 99th percentile, us",
+        "all written before",
+        "p99_us",
+    ),
+    _stalling(
+        "a row, while a snapshot of 256 MiB is stored, likewise",
+        "a snapshot of a sixteenth, which they write to",
+        "p99_us",
+    ),
+    _stalling(
+        "a row, while a snapshot of 4 GiB is stored, likewise",
+        "a snapshot of all under way",
+        "p99_us",
+    ),
+)
+
+_EDITS = tuple(
+    Figure(
+        name,
+        "writes",
+        "1 % of the rows of an array changed, scattered",
+        f"{name}, scattered",
+        ("s", "written_MiB", "state_before_is_kept"),
+    )
+    for name in edits.PEERS
 )
 
 
@@ -112,7 +173,7 @@ def _row(figure: Figure, results: dict[str, dict[str, Any]]) -> str:
         r for r in rows if (r["table"], r["case"]) == (figure.table, figure.case)
     )
     cells = [figure.question]
-    for column in (figure.memmap, figure.blosc2, figure.lazymem):
+    for column in figure.columns:
         value = row.get(column, "-") if column else "-"
         cells.append(
             harness.shown(value["median"] if isinstance(value, dict) else value)
@@ -128,15 +189,36 @@ def _where(result: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Print the table."""
-    results = _load()
-    print("| | np.memmap (raw) | blosc2 | lazymem |")
-    print("|---|---:|---:|---:|")
-    for figure in _FIGURES:
+def _print(
+    columns: Sequence[str],
+    figures: Sequence[Figure],
+    results: dict[str, dict[str, Any]],
+) -> None:
+    print(f"| {' | '.join(columns)} |".replace("|  |", "| |"))
+    print("|---" + "|---:" * (len(columns) - 1) + "|")
+    for figure in figures:
         print(_row(figure, results))
     print()
+
+
+def main() -> None:
+    """Print the tables."""
+    results = _load()
+    _print(("", "np.memmap (raw)", "blosc2", "lazymem"), _FIGURES, results)
     print(_where(results["read"]))
+    print()
+    _print(("writes to 4 GiB in memory", "an ndarray", "lazymem"), _WRITES, results)
+    _print(
+        (
+            "1 % of the rows of 1 GiB changed, scattered",
+            "s",
+            "MiB written",
+            "the state before is kept",
+        ),
+        _EDITS,
+        results,
+    )
+    print(_where(results["writes"]))
 
 
 if __name__ == "__main__":

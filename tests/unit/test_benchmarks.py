@@ -22,6 +22,15 @@ CASES = {
     "size": ["weather, lz4", "timestamps, zstd 3", "noise, zstd 3", "land mask, lz4"],
     "read": ["10,000 random elements", "200 random rows", "one column", "sum of all"],
     "chunks": ["16 KiB", "128 KiB"],
+    "writes": [
+        "write fault, and unprotecting the chunk",
+        "random rows of 64 KiB, first pass",
+        "snapshot of 1 %",
+        "restore, nothing differs",
+        "a snapshot of all under way",
+        "lazymem, snapshot, scattered",
+        "np.save of all, in one piece",
+    ],
 }
 """Some of the rows that each benchmark must have."""
 
