@@ -18,7 +18,7 @@
 #define W_OBJECTS   3
 #define W_SLICE     64
 #define W_PAIRS     8
-#define W_KEPT      6              /* snapshots that can be restored */
+#define W_KEPT      6             /* snapshots that can be restored */
 #define W_FILE_MAX  (64ull << 20) /* then it is replaced */
 #define W_CELLS_MAX 40
 
