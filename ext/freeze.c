@@ -20,24 +20,37 @@
 
 #include "internal.h"
 
-#define COPIES_BYTES_MAX ((size_t)256 << 20)
-#define COPIERS_MAX      128 /* more than there are workers, and the copier */
-#define LOOK_NS          50000000L
-
-static _Atomic size_t g_copies_bytes_max = COPIES_BYTES_MAX;
+#define COPIES_BYTES_MIN                                                               \
+    ((uint64_t)256 << 20) /* or as much of the memory that is free: */
+#define COPIES_SHARE 4
+#define COPIERS_MAX  128 /* more than there are workers, and the copier */
+#define LOOK_NS      50000000L
 
 #ifdef LM_CHECKS
+static _Atomic size_t g_copies_bytes_max; /* 0: as ever */
+
 void lm__freeze_bound_copies(size_t bytes_max)
 {
     lm_store_seq_cst(&g_copies_bytes_max, bytes_max);
 }
 #endif
 
+static uint64_t copies_bytes_max(void)
+{
+    uint64_t share = lm__memory_available() / COPIES_SHARE;
+#ifdef LM_CHECKS
+    if (lm_load_seq_cst(&g_copies_bytes_max) != 0)
+        return lm_load_seq_cst(&g_copies_bytes_max);
+#endif
+    return share > COPIES_BYTES_MIN ? share : COPIES_BYTES_MIN;
+}
+
 struct lm__freeze {
     lm_region **regions; /* with references; fixed after begin, as all down to count */
     int region_count;
     struct lm__frozen *items;
     uint64_t count, capacity;
+    uint64_t copies_bytes_max;
     pthread_mutex_t lock;
     pthread_cond_t moved; /* a copy has come or gone, or the freeze ends; under lock */
     size_t copies_bytes;
@@ -198,8 +211,7 @@ static int await_room(struct lm__freeze *f, size_t bytes)
     pthread_mutex_lock(&f->lock);
     while (!f->is_ending &&
            (!f->is_swept ||
-            (f->copies_bytes > 0 &&
-             f->copies_bytes + bytes > lm_load_relaxed(&g_copies_bytes_max))))
+            (f->copies_bytes > 0 && f->copies_bytes + bytes > f->copies_bytes_max)))
         pthread_cond_wait(&f->moved, &f->lock);
     int has_room = !f->is_ending;
     pthread_mutex_unlock(&f->lock);
@@ -384,6 +396,7 @@ int lm__freeze_begin(lm_region *const *regions, int count, struct lm__freeze **o
     struct lm__freeze *f = rc == 0 ? freeze_new(regions, count) : NULL;
     if (!f)
         return lm__fail(err, lm__error(rc ? rc : -ENOMEM, "snapshot"));
+    f->copies_bytes_max = copies_bytes_max();
     uint64_t began_ns = now_ns();
     rc = sweep_all(f);
     *stats = (struct lm_snapshot_stats){f->count, now_ns() - began_ns};

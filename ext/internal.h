@@ -71,6 +71,9 @@ int lm__page_is_poisoned(uintptr_t addr);
 int lm__pages_are_zero(uintptr_t addr, size_t bytes);
 int lm__pages_can_tell_zero(void);
 unsigned lm__cores(void); /* that this process may use */
+/* What this process can have without anything being swapped out or killed, as far as the system
+ * and its memory cgroup say; 0 if they don't. */
+uint64_t lm__memory_available(void);
 struct lm__thread {
     void (*run)(void);
     const char *name;

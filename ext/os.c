@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -154,6 +155,45 @@ int lm__pages_can_tell_zero(void)
         lm_store_relaxed(&answer, known);
     }
     return known - 1;
+}
+
+/* The number in a file behind `key`, or UINT64_MAX. */
+static uint64_t read_number(const char *path, const char *key)
+{
+    char text[4096];
+    uint64_t number = UINT64_MAX;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    if (got > 0) {
+        text[got] = 0;
+        const char *at = strstr(text, key);
+        if (at)
+            sscanf(at + strlen(key), "%" SCNu64, &number); /* "max" is none */
+    }
+    return number;
+}
+
+static uint64_t left_of(const char *limit_path, const char *used_path)
+{
+    uint64_t limit = read_number(limit_path, ""), used = read_number(used_path, "");
+    return used == UINT64_MAX || limit == UINT64_MAX ? UINT64_MAX
+           : limit > used                            ? limit - used
+                                                     : 0;
+}
+
+#define CGROUP "/sys/fs/cgroup/"
+
+uint64_t lm__memory_available(void)
+{
+    uint64_t kib = read_number("/proc/meminfo", "MemAvailable:");
+    uint64_t all = kib == UINT64_MAX ? 0 : kib << 10;
+    uint64_t v2 = left_of(CGROUP "memory.max", CGROUP "memory.current");
+    uint64_t v1 = left_of(CGROUP "memory/memory.limit_in_bytes",
+                          CGROUP "memory/memory.usage_in_bytes");
+    uint64_t group = v1 < v2 ? v1 : v2;
+    return all < group ? all : group;
 }
 
 unsigned lm__cores(void)
