@@ -18,7 +18,7 @@
 
 #define CHILD_MS_MAX 10000 /* it may be stopped */
 
-static int g_child_pipe[2] = {-1, -1}; /* under map_lock during fork */
+static _Thread_local int t_child_pipe[2] = {-1, -1}; /* of this thread's fork */
 
 static int is_copied_by_children(const struct lm__arena *a)
 {
@@ -29,31 +29,30 @@ void lm__region_fork_prepare(void)
 {
     lm__arenas_lock();
     struct lm__arena *a;
-    for (size_t i = 0; (a = lm__arena_at_locked(i)) && g_child_pipe[0] < 0; i++)
-        if (is_copied_by_children(a) && pipe2(g_child_pipe, O_CLOEXEC) < 0)
+    for (size_t i = 0; (a = lm__arena_at_locked(i)) && t_child_pipe[0] < 0; i++)
+        if (is_copied_by_children(a) && pipe2(t_child_pipe, O_CLOEXEC) < 0)
             break; /* without descriptors there is no waiting */
 }
 
-void lm__region_fork_done(void) { lm__arenas_unlock(); }
-
-static void child_pipe_close(void)
+static void child_pipe_close(int end)
 {
-    if (g_child_pipe[0] >= 0) {
-        close(g_child_pipe[0]);
-        close(g_child_pipe[1]);
-        g_child_pipe[0] = g_child_pipe[1] = -1;
-    }
+    if (t_child_pipe[end] >= 0)
+        close(t_child_pipe[end]);
+    t_child_pipe[end] = -1;
+}
+
+void lm__region_fork_done(void)
+{
+    child_pipe_close(1); /* before another thread forks, whose child would hold it */
+    lm__arenas_unlock();
 }
 
 void lm__region_fork_parent(void)
 {
-    struct pollfd end = {.fd = g_child_pipe[0]};
-    if (g_child_pipe[0] >= 0) {
-        close(g_child_pipe[1]);
-        g_child_pipe[1] = end.fd;
+    struct pollfd end = {.fd = t_child_pipe[0]};
+    if (end.fd >= 0)
         poll(&end, 1, CHILD_MS_MAX);
-    }
-    child_pipe_close();
+    child_pipe_close(0);
 }
 
 /* Copy the pages that are there to `to`, which is registered.  The kernel does it: another
@@ -128,5 +127,6 @@ void lm__region_fork_child(void)
         if (a->is_lost)
             mprotect((void *)a->addr, a->bytes, PROT_NONE);
     }
-    child_pipe_close();
+    child_pipe_close(0);
+    child_pipe_close(1);
 }
