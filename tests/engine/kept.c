@@ -61,6 +61,7 @@ static void test_it_goes_with_the_error(void)
     CHECK(is_present(MANY));
     CHECK_EQ(lm_region_residency(g_region, 0, CHUNKS, NULL), 1);
     take_error();
+    lm_region_settle(g_region); /* a handler may still leave a page for a moment */
     for (size_t i = 0; i < MANY + 20; i++)
         CHECK(!is_present(i));
     all_is_right();
