@@ -92,6 +92,23 @@ static void watchdog_run_debugger(int pid)
     kill(gdb, SIGKILL);
 }
 
+/* A process, and the children that it waits for in its turn. */
+static void watchdog_dump(int pid)
+{
+    char path[64], text[256];
+    watchdog_dump_tasks(pid);
+    watchdog_run_debugger(pid);
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", pid, pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    text[got > 0 ? got : 0] = 0;
+    for (char *child = strtok(text, " "); child; child = strtok(NULL, " "))
+        if (atoi(child) > 0)
+            watchdog_dump(atoi(child));
+}
+
 static void watchdog_bark(const struct watched *threads, int count)
 {
     uint64_t now = watchdog_now_ns();
@@ -108,8 +125,7 @@ static void watchdog_bark(const struct watched *threads, int count)
     for (int i = 0; i < count; i++) {
         int child = lm_load_relaxed(&threads[i].child);
         if (child) {
-            watchdog_dump_tasks(child);
-            watchdog_run_debugger(child);
+            watchdog_dump(child);
             kill(child, SIGKILL);
         }
     }
