@@ -19,7 +19,7 @@
  *   pager.c start_lock > fill.c gate (read: a fill in flight, write: fork)
  *     > workers.c lock > arena.c lock > failure.c lock
  *   kept.c lock comes before the arenas', freeze.c's before that of a freeze.  Those of waiters.c,
- *   interrupt.c, uffd.c, an object, a freeze and a writer
+ *   interrupt.c, uffd.c, object.c, a freeze and a writer
  *   are leaves.
  *
  * Threads          takes                         never
@@ -360,8 +360,7 @@ struct lm_object {
         spec; /* fixed after open, but for the root, which `base` has */
     uint64_t chunks;
     unsigned chunk_shift;
-    pthread_mutex_t lock;
-    struct lm__base *base; /* under lock; never NULL */
+    struct lm__base *base; /* under the bases' lock; never NULL */
 };
 
 void lm__store_retain(lm_store *store);
@@ -1010,6 +1009,8 @@ int lm__job_start(const struct lm__job_spec *spec, lm_job **out);
 /* ---- fork: what each file does around it, called by pager.c in lock order --------------- */
 
 void lm__fill_fork_prepare(void);
+void lm__object_fork_prepare(void);
+void lm__object_fork_done(void);
 void lm__fill_fork_done(void);
 void lm__fill_fork_child(void);
 void lm__waiters_fork_prepare(void);

@@ -10,6 +10,12 @@
 
 /* ---- what chunks are read from ---------------------------------------------------------------- */
 
+/* Of all objects: held for an instant, and never by a thread that a forked child lacks. */
+static pthread_mutex_t g_bases_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void lm__object_fork_prepare(void) { pthread_mutex_lock(&g_bases_lock); }
+void lm__object_fork_done(void) { pthread_mutex_unlock(&g_bases_lock); }
+
 struct lm__base *lm__base_new(lm_store *store, uint64_t chunks,
                               const struct lm_root *root)
 {
@@ -59,7 +65,6 @@ int lm_object_open(lm_store *store, const struct lm_object_spec *spec, lm_object
         cause.code = -ENOMEM;
         return lm__fail(err, cause);
     }
-    pthread_mutex_init(&o->lock, NULL);
     *out = o;
     return 0;
 }
@@ -71,25 +76,25 @@ void lm_object_close(lm_object *o)
     if (lm_sub_acq_rel(&o->refs, 1) != 1)
         return;
     lm__base_drop(o->base);
-    pthread_mutex_destroy(&o->lock);
     free(o);
 }
 
 struct lm__base *lm__object_base(lm_object *o)
 {
-    pthread_mutex_lock(&o->lock);
+    pthread_mutex_lock(&g_bases_lock);
     struct lm__base *base = o->base;
     lm_add_relaxed(&base->refs, 1);
-    pthread_mutex_unlock(&o->lock);
+    lm__pause("base");
+    pthread_mutex_unlock(&g_bases_lock);
     return base;
 }
 
 void lm__object_set_base(lm_object *o, struct lm__base *base)
 {
-    pthread_mutex_lock(&o->lock);
+    pthread_mutex_lock(&g_bases_lock);
     struct lm__base *old = o->base;
     o->base = base;
-    pthread_mutex_unlock(&o->lock);
+    pthread_mutex_unlock(&g_bases_lock);
     lm__base_drop(old);
 }
 

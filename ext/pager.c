@@ -127,10 +127,12 @@ static void fork_prepare(void)
     lm__failure_fork_prepare();
     lm__interrupt_fork_prepare();
     lm__uffd_fork_prepare();
+    lm__object_fork_prepare();
 }
 
 static void fork_done(void)
 {
+    lm__object_fork_done();
     lm__uffd_fork_done();
     lm__interrupt_fork_done();
     lm__failure_fork_done();

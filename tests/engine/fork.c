@@ -3,7 +3,7 @@
  * can, whatever the parent was doing?
  */
 #define _GNU_SOURCE
-#include "test.h"
+#include "pause.h"
 
 #define CHUNK_BYTES 16384u
 #define CHUNKS      64
@@ -185,6 +185,44 @@ static void test_fork_under_fire(void)
     lm_region_close(g_region);
 }
 
+static void *read_in_parent(void *unused)
+{
+    (void)unused;
+    read_object(NULL);
+    return NULL;
+}
+
+static _Atomic int g_child_status = -1;
+
+static int read_in_time(void *unused)
+{
+    alarm(20);
+    return read_object(unused);
+}
+
+static void *fork_meanwhile(void *unused)
+{
+    (void)unused;
+    lm_store_seq_cst(&g_child_status, test_in_child(read_in_time, NULL));
+    return NULL;
+}
+
+/* A reader is looking up what it reads from, which takes a lock for an instant: the fork waits
+ * for it, or the child would find the lock taken for ever. */
+static void test_fork_amid_a_look_up(void)
+{
+    test_hold("base");
+    pthread_t reader = test_thread(read_in_parent, NULL);
+    test_await_held();
+    pthread_t forker = test_thread(fork_meanwhile, NULL);
+    usleep(50000);
+    CHECK_EQ(lm_load_seq_cst(&g_child_status), -1);
+    test_let_go();
+    pthread_join(forker, NULL);
+    pthread_join(reader, NULL);
+    CHECK_EQ(lm_load_seq_cst(&g_child_status), 0);
+}
+
 int main(void)
 {
     struct lm_encoding enc = {.object_bytes = BYTES,
@@ -204,6 +242,7 @@ int main(void)
     test_child_reads_right_data();
     test_errors_stay_with_their_process();
     test_fork_under_fire();
+    test_fork_amid_a_look_up();
     test_store_close(&g_store);
     return TEST_OK;
 }
