@@ -62,7 +62,7 @@ def pool_with(kib: int, pages: int) -> Iterator[Pool]:
     pool = Pool(kib)
     try:
         before = pool.number("nr_hugepages")
-        pool.resize(before + pages)
+        pool.resize(before - pool.unused + pages)
     except OSError as error:
         pytest.skip(f"{pool.folder}: {error.strerror}")
     try:
@@ -76,7 +76,7 @@ def pool_with(kib: int, pages: int) -> Iterator[Pool]:
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    """Add 16 pages of 2 MiB, and see that all of them come back."""
+    """Have 16 pages of 2 MiB to use, and see that all of them come back."""
     for pool in pool_with(2048, 16):
         unused = pool.unused
         yield pool

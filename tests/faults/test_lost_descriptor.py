@@ -40,9 +40,18 @@ def answers(rows=range(0, 500, 16)):
         else:
             yield "right" if np.array_equal(got, A[row]) else "wrong"
 
+def is_kept():
+    # By a thread that has a descriptor table of its own, as soon as it has run.
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/comm") as name:
+            if name.read().strip() == "lazymem-keep":
+                return len(os.listdir(f"/proc/self/task/{task}/fd")) == 1
+
 store = lm.open(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "r")
 a = store["a"]
 a[:64].sum()
+while not is_kept():
+    pass
 """
 
 
