@@ -21,8 +21,8 @@
 
 #define HANDLERS_MORE_MAX (2 * (long)lm__cores())
 #define MAPPINGS_MORE_MAX 64
-#define RSS_MORE_MAX      (64l << 20) /* what copies for writers leave in the heap */
-#define LEAKS_WAIT_MS     5000        /* for what is on its way out */
+#define RSS_MORE_MAX      (24l << 20)
+#define LEAKS_WAIT_MS     5000 /* for what is on its way out */
 
 struct holdings {
     long fds, threads, mappings, rss_bytes;

@@ -790,7 +790,7 @@ static void print_totals(const struct holdings *before, const struct holdings *n
 int main(int argc, char **argv)
 {
     double seconds = argc > 1 ? atof(argv[1]) : SECONDS;
-    double warm_up = seconds / 4 < WARM_UP_MAX_S ? seconds / 4 : WARM_UP_MAX_S;
+    double warm_up = seconds / 2 < WARM_UP_MAX_S ? seconds / 2 : WARM_UP_MAX_S;
     g_seed = argc > 2 ? strtoull(argv[2], NULL, 0) : (uint64_t)time(NULL);
     printf("stress: seed %llu, %g s\n", (unsigned long long)g_seed, seconds);
     fflush(stdout); /* a child must not print it again */
