@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lazymem import _engine, manifest
+from lazymem.encoding import Encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from lazymem.encoding import Encoding
     from lazymem.history import History
     from lazymem.manifest import ObjectInfo
     from lazymem.progress import Meter
 
     Root = tuple[int, int, int, int] | None
+    Recode = tuple[str | None, int | None]
+    """Codec and level for all objects; None for the object's own codec, its default."""
     Moved = dict[tuple[str, Root], dict[str, Any]]
     """Changed fields of a manifest's entries, by name and old root of the object."""
 
@@ -88,7 +90,7 @@ class Copier:
         The store.
     target : WriterHandle
         The new file.
-    encoding : Encoding, optional
+    recode : tuple, optional
         Codec and level of the copy; default: payloads are copied as they are.
     """
 
@@ -96,10 +98,10 @@ class Copier:
         self,
         store: _engine.StoreHandle,
         target: _engine.WriterHandle,
-        encoding: Encoding | None,
+        recode: Recode | None,
         m: Meter,
     ) -> None:
-        self._store, self._target, self._encoding = store, target, encoding
+        self._store, self._target, self._recode = store, target, recode
         self._meter = m
         self._last: dict[tuple[Any, ...], _Copied] = {}
         self._history: list[dict[str, Any]] = []
@@ -144,8 +146,11 @@ class Copier:
     ) -> dict[str, Any]:
         if info.nbytes == 0:
             return entry
-        enc, how = None, self._encoding
-        if how is not None:
+        enc = None
+        if self._recode is not None:
+            codec, level = self._recode
+            codec = codec or info.codec
+            how = Encoding(codec, None if codec == "none" else level)
             entry = {**entry, "codec": how.codec, "level": how.resolved_level}
             enc = _engine.encoding(
                 info.nbytes,
@@ -164,7 +169,7 @@ class Copier:
         )
         stored_bytes = written.stored_bytes + (last.stored_bytes if last else 0)
         self._last[form] = _Copied(obj, written.root, stored_bytes)
-        if how is not None:
+        if enc is not None:
             entry = {**entry, "stored_bytes": stored_bytes}
         entry = {**entry, "index": manifest.index_to_json(written.root)}
         self.moved[info.name, info.index] = {key: entry[key] for key in _MOVED}
@@ -182,11 +187,11 @@ def copy_states(
     commit: Any,
     parent: int | None,
     working: Mapping[str, Any],
-    encoding: Encoding | None,
+    recode: Recode | None,
     m: Meter,
 ) -> Moved:
     """Copy all that a store keeps; return what has changed of its objects."""
-    copier = Copier(store, target, encoding, m)
+    copier = Copier(store, target, recode, m)
     last = [entry for entry in history.entries if entry["sequence"] == commit.sequence]
     for entry in history.entries:
         if entry not in last:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from lazymem import _engine, files, history, manifest
-from lazymem.errors import FormatError, LazyMemError, LockError
+from lazymem.errors import FormatError, LazyMemError, LockError, NotAStoreError
 from lazymem.progress import Progress, meter
 
 _END = 2**63 - 1
@@ -69,6 +69,8 @@ def repair(path: str | os.PathLike[str], *, progress: Progress = None) -> Repair
     while True:
         try:
             state = _engine.StoreHandle.before(path, before)
+        except NotAStoreError:
+            raise
         except FormatError as exc:
             told = "; ".join(f"commit {number}: {why}" for number, why in damaged)
             error = FormatError(

@@ -584,8 +584,8 @@ class Store(Mapping[str, LazyArray]):
         Parameters
         ----------
         codec, level : optional
-            Encode all chunks anew, as for :func:`lazymem.save`.  Default: they are
-            copied as they are.
+            Encode all chunks anew, as for :func:`lazymem.save`; without `codec` each
+            object keeps its own.  Default: chunks are copied as they are.
         progress : bool or callable, optional
             True for a bar, or a function of (bytes done, bytes in all).
 
@@ -609,10 +609,14 @@ class Store(Mapping[str, LazyArray]):
         workspace = self._writing("compact()")
         if self._path == _MEMORY:
             raise ValueError("a store in memory has no file; prune() gives memory back")
-        encoding = None
-        if codec is not None or level is not None:
-            encoding = Encoding(codec or "zstd", level)
-        self._handle = workspace.compact(encoding, progress)
+        if codec is not None:
+            Encoding(codec, level)  # what can't be is not begun
+        is_recoded = codec is not None or level is not None
+        recode = (codec, level) if is_recoded else None
+        try:
+            workspace.compact(recode, progress)
+        finally:
+            self._handle = workspace.handle
 
     def restore(self, snapshot: SnapshotRef, *, discard: bool = False) -> RestoreInfo:
         """Go back to a snapshot, in place: arrays that are held show its state.

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from lazymem.arrays import OpenArrays
     from lazymem.history import History, SnapshotRef
     from lazymem.manifest import ObjectInfo
-    from lazymem.reclaim import Moved
+    from lazymem.reclaim import Moved, Recode
     from lazymem.sources import Source
 
 _LISTED = 10
@@ -114,7 +114,7 @@ class Workspace:
         self.commit = handle.commit
         self.history: History = history.read(self.path, content, handle.commit)
         self.history.log()  # what can't be carried on is not begun
-        self._handle, self._content, self._arrays = handle, content, arrays
+        self.handle, self._content, self._arrays = handle, content, arrays
         self._parent = history.parent_of(self.path, content, handle.commit)
         self._committed = self._saved = self._state()
         self._chunks_put = self._bytes_put = 0
@@ -323,12 +323,12 @@ class Workspace:
             told.append("a snapshot that is being written")
         return told
 
-    def _check_saved(self, what: str) -> None:
+    def _check_saved(self, what: str, hint: str) -> None:
         told = self.unsaved()
         if told:
             error = UnsavedChangesError(
                 f"{self.path}: {what} would lose {listing(told)}; take a snapshot "
-                "first, or pass discard=True"
+                f"first, or {hint}"
             )
             error.path = self.path
             raise error
@@ -524,33 +524,34 @@ class Workspace:
             offsets = [info.offset for info in self.history.log()]
             return reclaim.punch(
                 self._writer,
-                self._handle,
+                self.handle,
                 [*offsets, int(self.commit.offset)],
                 self._content["objects"],
             )
 
-    def compact(
-        self, encoding: Encoding | None, progress: Progress
-    ) -> _engine.StoreHandle:
+    def compact(self, recode: Recode | None, progress: Progress) -> None:
         """Copy all that is kept to a new file, which takes this one's place."""
         with self._my_turn("compact()"):
-            self._check_saved("compact()")
+            self._check_saved("compact()", "flush()")
             temporary = files.temporary_name(self.path)
+            handle = None
             try:
-                changed = self._copy_to(temporary, encoding, progress)
+                changed = self._copy_to(temporary, recode, progress)
                 handle = _engine.StoreHandle(
                     self.path, file=temporary, is_writable=True
                 )
                 files.take_place(temporary, self.path)
             except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
+                if handle is None or os.path.lexists(temporary):
+                    with suppress(FileNotFoundError):
+                        os.unlink(temporary)
+                else:  # it has the name by now: the old file is nobody's
+                    self._move_to(handle, changed)
                 raise
             self._move_to(handle, changed)
-            return handle
 
     def _copy_to(
-        self, temporary: str, encoding: Encoding | None, progress: Progress
+        self, temporary: str, recode: Recode | None, progress: Progress
     ) -> Moved:
         from lazymem import reclaim
 
@@ -559,13 +560,13 @@ class Workspace:
         with meter(progress, 0, f"compact {os.path.basename(self.path)}") as m:
             try:
                 return reclaim.copy_states(
-                    self._handle,
+                    self.handle,
                     target,
                     self.history,
                     self.commit,
                     self._committed.parent,
                     self._content["objects"],
-                    encoding,
+                    recode,
                     m,
                 )
             finally:
@@ -594,7 +595,7 @@ class Workspace:
                     self._arrays.release(name, "compact() had no memory to go on")
             self._content["objects"] = objects
             self._writer.close()
-            self._handle, self.commit = handle, handle.commit
+            self.handle, self.commit = handle, handle.commit
             self._writer = _engine.WriterHandle(self.path, handle)
             self.history = history.read(self.path, content, handle.commit)
             self._committed = self._committed._replace(objects=content["objects"])
@@ -608,8 +609,8 @@ class Workspace:
         with self._my_turn("restore()"):
             target = self.history.find(ref)
             if not discard:
-                self._check_saved("restore()")
-            earlier = self._handle.at(target.offset)
+                self._check_saved("restore()", "pass discard=True")
+            earlier = self.handle.at(target.offset)
             content = manifest.decode(earlier.manifest(), self.path)
             dropped, closed, errors = 0, [], []
             with self._arrays.lock:
@@ -653,7 +654,7 @@ class Workspace:
         if _form(old) != _form(new):
             raise ClosedError("the object has another form in the snapshot")
         if region is not None:
-            return region.restore(self._handle, new.index)
+            return region.restore(self.handle, new.index)
         if new.nbytes and new.index != old.index:
             raise ClosedError("without userfaultfd it does not change in place")
         return 0

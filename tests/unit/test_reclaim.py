@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lazymem as lm
+from lazymem import _engine
 from lazymem.testing import failing
 
 pytestmark = pytest.mark.needs_uffd
@@ -200,7 +201,7 @@ def test_who_reads_the_old_file_goes_on(path: Path, states: States) -> None:
 def test_compact_refuses_to_lose_changes(path: Path, states: States) -> None:
     with make(path, states) as store:
         store["x"][0] = 5
-        with pytest.raises(lm.UnsavedChangesError):
+        with pytest.raises(lm.UnsavedChangesError, match=r"first, or flush\(\)"):
             store.compact()
         store.flush()
         store.compact()
@@ -217,6 +218,47 @@ def test_compact_that_fails_changes_nothing(path: Path, states: States) -> None:
         store["x"][2] = 2
         snapshot(store, states, "later")
     check(path, states)
+
+
+def test_compact_that_is_not_known_to_be_durable_goes_on_with_the_new_file(
+    path: Path, states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is that of the old one: what is saved later is to be found there."""
+    with make(path, states) as store:
+
+        def fail(folder: str) -> None:
+            raise OSError(5, "Input/output error", folder)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_engine, "sync_folder", fail)
+            with pytest.raises(OSError, match="Input/output"):
+                store.compact()
+        check(path, states)
+        store["x"][2] = 2
+        snapshot(store, states, "later")
+        assert store.verify() == []
+    check(path, states)
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [
+        ({"level": 1}, {"z": "zstd", "l": "lz4", "n": "none"}),
+        ({"codec": "lz4"}, {"z": "lz4", "l": "lz4", "n": "lz4"}),
+    ],
+)
+def test_compact_without_a_codec_keeps_that_of_each_object(
+    path: Path, how: dict[str, Any], found: dict[str, str]
+) -> None:
+    with lm.open(path, "w") as store:
+        store.put("z", np.arange(9999.0), codec="zstd", level=9)
+        store.put("l", np.arange(9999.0), codec="lz4")
+        store.put("n", np.arange(9999.0), codec="none")
+        store.flush()
+        store.compact(**how)
+        assert {name: store.info(name).codec for name in store} == found
+        assert {store.info(name).level for name in store} <= {0, 1}
+        assert all(np.array_equal(a, np.arange(9999.0)) for a in store.values())
 
 
 def test_a_store_in_memory_is_pruned_and_not_compacted() -> None:
@@ -300,6 +342,13 @@ def test_repair_passes_over_a_manifest_that_makes_no_sense(
     assert info.is_repaired
     del states["branch"]
     check(path, states)
+
+
+def test_what_is_no_store_is_not_repaired(path: Path) -> None:
+    path.write_bytes(b"something else" * 100)
+    with pytest.raises(lm.NotAStoreError, match="not a lazymem store file"):
+        lm.repair(path)
+    assert path.read_bytes() == b"something else" * 100
 
 
 def test_nothing_is_intact(path: Path) -> None:
