@@ -27,7 +27,8 @@
 
 static pthread_mutex_t g_map_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct lm__arena **g_arenas; /* by address; under map_lock, as all below */
-static size_t g_arena_count, g_arena_capacity;
+static size_t g_arena_count;
+static uint64_t g_arena_capacity;
 static uint64_t g_region_count;
 
 void lm__arenas_lock(void) { pthread_mutex_lock(&g_map_lock); }
@@ -123,14 +124,10 @@ struct lm__arena *lm__arena_find_locked(uintptr_t addr)
 
 static int arena_insert_locked(struct lm__arena *a)
 {
-    if (g_arena_count == g_arena_capacity) {
-        size_t capacity = g_arena_capacity ? 2 * g_arena_capacity : 16;
-        struct lm__arena **grown = realloc(g_arenas, capacity * sizeof grown[0]);
-        if (!grown)
-            return -ENOMEM;
-        g_arenas = grown;
-        g_arena_capacity = capacity;
-    }
+    int rc = lm__array_reserve(&g_arenas, &g_arena_capacity, g_arena_count + 1,
+                               sizeof g_arenas[0]);
+    if (rc != 0)
+        return rc;
     size_t rank = arena_rank_locked(a->addr);
     memmove(g_arenas + rank + 1, g_arenas + rank,
             (g_arena_count - rank) * sizeof g_arenas[0]);

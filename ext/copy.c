@@ -24,17 +24,11 @@ struct lm_copy {
 
 static int add_run(lm_copy *c, uint64_t first, uint64_t count)
 {
-    if (count > c->capacity - c->count) {
-        uint64_t capacity = 2 * (c->count + count);
-        uint64_t *grown = realloc(c->chunks, capacity * sizeof grown[0]);
-        if (!grown)
-            return -ENOMEM;
-        c->chunks = grown;
-        c->capacity = capacity;
-    }
-    for (uint64_t i = 0; i < count; i++)
+    int rc = lm__array_reserve(&c->chunks, &c->capacity, c->count + count,
+                               sizeof c->chunks[0]);
+    for (uint64_t i = 0; i < count && rc == 0; i++)
         c->chunks[c->count++] = first + i;
-    return 0;
+    return rc;
 }
 
 static int find_chunks(lm_copy *c, lm_object *before, struct lm_error *err)

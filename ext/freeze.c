@@ -290,14 +290,10 @@ static int start_copier(void)
 
 static int add_item(struct lm__freeze *f, uint32_t region, uint64_t chunk_idx)
 {
-    if (f->count == f->capacity) {
-        uint64_t capacity = f->capacity ? 2 * f->capacity : 64;
-        struct lm__frozen *grown = realloc(f->items, capacity * sizeof grown[0]);
-        if (!grown)
-            return -ENOMEM;
-        f->items = grown;
-        f->capacity = capacity;
-    }
+    int rc =
+        lm__array_reserve(&f->items, &f->capacity, f->count + 1, sizeof f->items[0]);
+    if (rc != 0)
+        return rc;
     const lm_region *r = f->regions[region];
     uint32_t uses = 1u << (r->chunk_shift - r->object->chunk_shift);
     f->items[f->count++] = (struct lm__frozen){region, uses, chunk_idx, NULL};
@@ -305,7 +301,7 @@ static int add_item(struct lm__freeze *f, uint32_t region, uint64_t chunk_idx)
 }
 
 /* Protect the chunks of items [first, count), which follow each other. */
-static int protect_run(const struct lm__freeze *f, uint64_t first)
+static int protect_run(struct lm__freeze *f, uint64_t first)
 {
     if (first == f->count)
         return 0;
@@ -314,7 +310,11 @@ static int protect_run(const struct lm__freeze *f, uint64_t first)
         return 0;
     uintptr_t addr = lm__region_span(r, f->items[first].chunk_idx).addr;
     struct lm__span last = lm__region_span(r, f->items[f->count - 1].chunk_idx);
-    return lm__uffd_protect(addr, last.addr + last.bytes - addr, 1);
+    if (lm__uffd_protect(addr, last.addr + last.bytes - addr, 1) == 0)
+        return 0;
+    f->error = lm__error(LM_E_LOST_MAPPING, "mapping");
+    lm__region_blame(r, f->items[first].chunk_idx, &f->error);
+    return f->error.code;
 }
 
 static int sweep(struct lm__freeze *f, uint32_t region)
@@ -339,13 +339,6 @@ static int sweep(struct lm__freeze *f, uint32_t region)
         rc = rc ? rc : added;
     }
     return rc ? rc : protect_run(f, run_first);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 static int sweep_all(struct lm__freeze *f)
@@ -397,12 +390,13 @@ int lm__freeze_begin(lm_region *const *regions, int count, struct lm__freeze **o
     if (!f)
         return lm__fail(err, lm__error(rc ? rc : -ENOMEM, "snapshot"));
     f->copies_bytes_max = copies_bytes_max();
-    uint64_t began_ns = now_ns();
+    uint64_t began_ns = lm__now_ns();
     rc = sweep_all(f);
-    *stats = (struct lm_snapshot_stats){f->count, now_ns() - began_ns};
+    *stats = (struct lm_snapshot_stats){f->count, lm__now_ns() - began_ns};
     if (rc != 0) {
+        struct lm_error cause = f->error.code ? f->error : lm__error(rc, "snapshot");
         lm__freeze_end(f, 0);
-        return lm__fail(err, lm__error(rc, "write protection"));
+        return lm__fail(err, cause);
     }
     *out = f;
     return 0;

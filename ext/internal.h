@@ -70,6 +70,10 @@ int lm__page_is_poisoned(uintptr_t addr);
  * before Linux 6.7 it can't. */
 int lm__pages_are_zero(uintptr_t addr, size_t bytes);
 int lm__pages_can_tell_zero(void);
+uint64_t lm__now_ns(void); /* that only goes on */
+/* Room for `count` items of an array that grows.  0 or -ENOMEM. */
+int lm__array_reserve(void *array, uint64_t *capacity, uint64_t count,
+                      size_t item_bytes);
 unsigned lm__cores(void); /* that this process may use */
 /* What this process can have without anything being swapped out or killed, as far as the system
  * and its memory cgroup say; 0 if they don't. */

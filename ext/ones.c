@@ -156,13 +156,6 @@ static void linger(unsigned times, uint64_t took_ns)
     nanosleep(&pause, NULL);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 /* ---- serving ---------------------------------------------------------------------------------- */
 
 struct lm__failed lm__failed_fault(const lm_region *r, uint64_t chunk_idx,
@@ -174,7 +167,7 @@ struct lm__failed lm__failed_fault(const lm_region *r, uint64_t chunk_idx,
         .span = lm__region_span(r, chunk_idx),
         .is_write = fault->is_write,
         .from = LM_CHUNK_ABSENT,
-        .began_ns = now_ns(),
+        .began_ns = lm__now_ns(),
     };
 }
 
@@ -211,7 +204,7 @@ void lm__ones_serve(lm_region *r, struct lm__failed f, struct lm__scratch *scrat
         return;
     }
     unsigned times = count_failure(f.page, r->page_shift);
-    uint64_t took_ns = now_ns() - f.began_ns;
+    uint64_t took_ns = lm__now_ns() - f.began_ns;
     if (f.tid == 0 && !f.is_copier &&
         (f.tid = lm__waiter_take_in(f.span, LM_WAITER_UNSERVED)) == 0)
         return;

@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -194,6 +195,29 @@ uint64_t lm__memory_available(void)
                           CGROUP "memory/memory.usage_in_bytes");
     uint64_t group = v1 < v2 ? v1 : v2;
     return all < group ? all : group;
+}
+
+uint64_t lm__now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+int lm__array_reserve(void *array, uint64_t *capacity, uint64_t count,
+                      size_t item_bytes)
+{
+    void *items;
+    if (count <= *capacity)
+        return 0;
+    uint64_t room = 2 * *capacity > count ? 2 * *capacity : count + 16;
+    memcpy(&items, array, sizeof items); /* of whatever type */
+    items = realloc(items, (size_t)room * item_bytes);
+    if (!items)
+        return -ENOMEM;
+    memcpy(array, &items, sizeof items);
+    *capacity = room;
+    return 0;
 }
 
 unsigned lm__cores(void)

@@ -18,21 +18,16 @@ struct run {
 
 struct runs {
     struct run *all;
-    size_t count, capacity;
+    uint64_t count, capacity;
 };
 
 static int add_run(struct runs *runs, struct run run)
 {
-    if (runs->count == runs->capacity) {
-        size_t capacity = runs->capacity ? 2 * runs->capacity : 16;
-        struct run *grown = realloc(runs->all, capacity * sizeof grown[0]);
-        if (!grown)
-            return -ENOMEM;
-        runs->all = grown;
-        runs->capacity = capacity;
-    }
-    runs->all[runs->count++] = run;
-    return 0;
+    int rc = lm__array_reserve(&runs->all, &runs->capacity, runs->count + 1,
+                               sizeof runs->all[0]);
+    if (rc == 0)
+        runs->all[runs->count++] = run;
+    return rc;
 }
 
 /* The object's chunks that differ. */
@@ -81,7 +76,7 @@ int lm_region_restore(lm_region *r, lm_store *store, const struct lm_root *root,
     }
     lm__object_set_base(r->object, to);
     *dropped = drop_range(r, 0, r->chunks.count, LM_CHUNKS_DIRTY);
-    for (size_t i = 0; i < runs.count; i++)
+    for (uint64_t i = 0; i < runs.count; i++)
         *dropped += drop_range(
             r, runs.all[i].first >> shift,
             ((runs.all[i].first + runs.all[i].count - 1) >> shift) + 1, LM_CHUNKS_ANY);

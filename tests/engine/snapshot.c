@@ -339,6 +339,24 @@ static void test_release_amid_a_snapshot(void)
 
 /* ---- all of it ------------------------------------------------------------------------------------- */
 
+/* The program has unmapped what it had written to. */
+static void test_memory_that_is_gone(void)
+{
+    struct lm_snapshot_part parts[2];
+    struct lm_snapshot_stats stats;
+    lm_snapshot *s;
+    struct array *a = &g.arrays[1];
+    size_t unit = lm_region_chunk_bytes(a->region);
+    put(a, unit + 5, "gone", 4);
+    CHECK_EQ(munmap(a->memory + unit, unit), 0);
+    for (int i = 0; i < 2; i++)
+        parts[i] = (struct lm_snapshot_part){g.arrays[i].region, g.arrays[i].enc};
+    CHECK_EQ(lm_snapshot_begin(g.writer, parts, 2, &s, &stats, &g_err),
+             LM_E_LOST_MAPPING);
+    CHECK_EQ(g_err.chunk_idx, unit / g_chunk);
+    CHECK_EQ(lm_region_dirty(a->region) > 0, 1);
+}
+
 static int run(uint64_t page_bytes)
 {
     if (lm_pager_start() != 0)
@@ -362,6 +380,8 @@ static int run(uint64_t page_bytes)
     }
     test_many_snapshots(2);
     test_release_amid_a_snapshot();
+    if (g_finds_writes)
+        test_memory_that_is_gone();
     store_close();
     return TEST_OK;
 }
