@@ -129,6 +129,9 @@ def test_without_userfaultfd_whole_arrays_can_still_be_stored(
         "('a',) True",
         "True False",
     ]
+    with lm.open(path) as store, lm.open(path, at=1) as before:
+        assert store["a"].tolist() == [0.0] * 5
+        assert np.array_equal(before["a"], A)
     done = run_python(
         WRITE.replace("ignore", "error"), path, LAZYMEM_MASK="dev,syscall,user"
     )

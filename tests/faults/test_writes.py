@@ -157,32 +157,6 @@ def test_kernels_that_can_do_less(
     assert done.stdout == "found\n", done.stderr
 
 
-def test_a_process_without_userfaultfd_says_so(
-    run_python: Callable[..., subprocess.CompletedProcess[str]], path: Path
-) -> None:
-    script = """
-import sys, warnings, numpy as np, lazymem as lm
-warnings.simplefilter("ignore")
-with lm.open(sys.argv[1], "r+") as store:
-    a = store["a"]
-    try:
-        a[0] = 1
-    except ValueError as exc:
-        print("read-only" in str(exc))
-    try:
-        store.create("x", (9,), "f4")
-    except lm.UnsupportedKernelError as exc:
-        print("userfaultfd" in str(exc))
-    store["a"] = np.zeros(3)  # whole arrays can be assigned
-    store.snapshot("zeros")
-print(lm.open(sys.argv[1])["a"].tolist(), lm.open(sys.argv[1], at=1)["a"].shape)
-"""
-    done = run_python(script, path, LAZYMEM_MASK="syscall,dev,user")
-    assert done.stdout.splitlines() == ["True", "True", f"[0.0, 0.0, 0.0] {A.shape}"], (
-        done.stderr
-    )
-
-
 NOBODY = """
 import os, sys, warnings
 import numpy as np, lazymem as lm
