@@ -9,10 +9,6 @@
  * DIRTY ahead of its writer; what is not written after all is found equal when it is to be
  * stored.
  */
-#define _GNU_SOURCE
-#include <sched.h>
-#include <time.h>
-
 #include "internal.h"
 
 #define AHEAD_BYTES_MAX ((uint64_t)16 << 20)

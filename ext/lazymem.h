@@ -370,7 +370,8 @@ int lm_snapshot_end(lm_snapshot *snapshot, struct lm_written *out,
 void lm_snapshot_close(lm_snapshot *snapshot, int is_committed);
 
 /* Let the region show another state of its object: chunks that differ, and those written, are
- * dropped.  `*dropped`: how many were in memory.  On an error nothing has changed. */
+ * dropped.  `*dropped`: how many were in memory.  On an error nothing has changed.  No snapshot
+ * of the region is under way. */
 int lm_region_restore(lm_region *region, lm_store *store, const struct lm_root *root,
                       uint64_t *dropped, struct lm_error *err);
 /* Read the object from another index, of the same chunks, from now on; what is in memory

@@ -74,12 +74,16 @@ int lm_region_restore(lm_region *r, lm_store *store, const struct lm_root *root,
         free(runs.all);
         return rc;
     }
+    /* A handler that is about to lift the protection of a DIRTY chunk must not find it dropped,
+     * and filled again as a CLEAN one: writes to that would not be found. */
+    lm__writes_pause(r);
     lm__object_set_base(r->object, to);
     *dropped = drop_range(r, 0, r->chunks.count, LM_CHUNKS_DIRTY);
     for (uint64_t i = 0; i < runs.count; i++)
         *dropped += drop_range(
             r, runs.all[i].first >> shift,
             ((runs.all[i].first + runs.all[i].count - 1) >> shift) + 1, LM_CHUNKS_ANY);
+    lm__writes_resume(r);
     free(runs.all);
     return 0;
 }

@@ -337,6 +337,51 @@ static void test_release_amid_a_snapshot(void)
     lm_snapshot_close(s, 0);
 }
 
+static size_t g_at;
+
+/* Twice: the first time the writer faults anew, and writes. */
+static void *restore_and_read(void *root)
+{
+    uint64_t dropped;
+    for (int i = 0; i < 2; i++) {
+        CHECK_CALL(
+            lm_region_restore(g.arrays[0].region, g.store, root, &dropped, &g_err),
+            g_err);
+        (void)*(volatile uint8_t *)(g.arrays[0].memory + g_at);
+        usleep(30000);
+    }
+    return NULL;
+}
+
+/* A handler is about to let a thread write when the chunk is given up, and filled again by a
+ * reader.  That chunk is a clean one, and what is written to it later is to be found. */
+static void test_a_write_after_a_restore_is_found(void)
+{
+    struct lm_written written[2];
+    struct array *a = &g.arrays[0];
+    if (!test_two_handlers(a->region))
+        return;
+    snapshot(written);
+    struct lm_root root = a->root;
+    g_at = a->enc.object_bytes / 2;
+    (void)*(volatile uint8_t *)(a->memory + g_at);
+    test_hold("let write");
+    pthread_t writer = test_thread(write_one, (void *)g_at);
+    test_await_held();
+    pthread_t restorer = test_thread(restore_and_read, &root);
+    usleep(150000);
+    test_let_go();
+    pthread_join(restorer, NULL);
+    pthread_join(writer, NULL);
+    CHECK_CALL(lm_region_restore(a->region, g.store, &root, &(uint64_t){0}, &g_err),
+               g_err);
+    (void)*(volatile uint8_t *)(a->memory + g_at);
+    put(a, g_at, "found", 5);
+    CHECK_EQ(lm_region_dirty(a->region), 1);
+    snapshot(written);
+    all_is_right();
+}
+
 /* ---- all of it ------------------------------------------------------------------------------------- */
 
 /* The program has unmapped what it had written to. */
@@ -377,6 +422,7 @@ static int run(uint64_t page_bytes)
     if (g_finds_writes) {
         test_a_frozen_chunk_is_copied_for_its_writer();
         test_a_snapshot_is_a_moment();
+        test_a_write_after_a_restore_is_found();
     }
     test_many_snapshots(2);
     test_release_amid_a_snapshot();
