@@ -347,7 +347,7 @@ static void *restore_and_read(void *root)
         CHECK_CALL(
             lm_region_restore(g.arrays[0].region, g.store, root, &dropped, &g_err),
             g_err);
-        (void)*(volatile uint8_t *)(g.arrays[0].memory + g_at);
+        (void)*(volatile uint8_t *)(g.arrays[0].memory + g_at + 64); /* same page */
         usleep(30000);
     }
     return NULL;
