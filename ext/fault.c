@@ -169,6 +169,7 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
         return;
     }
     lm_add_relaxed(&r->faults, 1);
+    lm__ahead_note(r, fault->addr - r->addr, fault->is_write);
     for (;;) {
         enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
         if (state == LM_CHUNK_FILLING || state == LM_CHUNK_REFILLING) {

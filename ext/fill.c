@@ -336,19 +336,33 @@ static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
     return 1;
 }
 
+static int try_ahead_in_gate(lm_region *r, uint64_t chunk_idx,
+                             struct lm__scratch *scratch, int *rc, struct lm_error *err)
+{
+    lm__fill_gate_enter(scratch);
+    int is_done = try_ahead(r, chunk_idx, scratch, rc, err);
+    lm__fill_gate_leave();
+    return is_done;
+}
+
 int lm__fill_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
                    struct lm_error *err)
 {
     const struct timespec pause = {.tv_nsec = 50000};
-    for (;;) {
-        int rc;
-        lm__fill_gate_enter(scratch);
-        int is_done = try_ahead(r, chunk_idx, scratch, &rc, err);
-        lm__fill_gate_leave();
-        if (is_done)
-            return rc;
+    int rc;
+    while (!try_ahead_in_gate(r, chunk_idx, scratch, &rc, err))
         nanosleep(&pause, NULL);
-    }
+    return rc;
+}
+
+int lm__fill_readahead(lm_region *r, uint64_t chunk_idx, int is_write,
+                       struct lm__scratch *scratch, struct lm_error *err)
+{
+    int rc;
+    if (is_write && lm__object_is_zero(r->object, chunk_idx, scratch) == 1)
+        return 0;
+    try_ahead_in_gate(r, chunk_idx, scratch, &rc, err);
+    return rc;
 }
 
 /* All of them, if all are ABSENT and none is zero: those are to take no memory. */

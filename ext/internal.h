@@ -9,21 +9,22 @@
  *   chunks.c     keeper.c uffd_open.c uffd_fd.c uffd.c
  *   failure.c interrupt.c
  *   arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c     fill.c     freeze.c     dirty.c
- *   ones.c     fault.c     workers.c
+ *   workers.c     prefetch.c     ahead.c
+ *   ones.c     fault.c
  *   pager.c
- *   read.c prefetch.c evict.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
+ *   read.c evict.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
  *
  * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,
  * decoding, or touching memory that a region serves.
  *   pager.c start_lock > fill.c gate (read: a fill in flight, write: fork)
- *     > workers.c lock > arena.c lock > failure.c lock
+ *     > ahead.c locks > workers.c lock > arena.c lock > failure.c lock
  *   kept.c lock comes before the arenas', freeze.c's before that of a freeze.  Those of waiters.c,
  *   interrupt.c, uffd.c, object.c, a freeze and a writer
  *   are leaves.
  *
  * Threads          takes                         never
- *   handler        arenas', failure lock        GIL, workers' lock, served memory
+ *   handler        all but the pager's          GIL, served memory
  *   worker         workers' lock, job locks      GIL; may touch served memory (it reads the
  *                                                user's arrays when packing), so handlers
  *                                                never wait for it
@@ -85,6 +86,8 @@ struct lm__thread {
 /* Start a thread with all signals blocked, detached. */
 int lm__thread_start(const struct lm__thread *thread);
 int32_t lm__thread_id(void);
+/* Let the calling thread run on one core only, of lm__cores(); threads that it starts run on all. */
+void lm__thread_pin(unsigned core);
 /* Let libc and the system have stacks ready for the next two threads. */
 void lm__thread_warm(void);
 
@@ -781,6 +784,28 @@ struct lm__writes {
     uint32_t freeze_idx; /* its place there */
 };
 
+/* A run of accesses; see ahead.c. */
+struct lm__stream {
+    uint64_t at;      /* where the reader is known to be */
+    int64_t stride;   /* in bytes; 0: no stream */
+    uint32_t ahead;   /* steps before the reader that were asked for */
+    uint32_t window;  /* how many are to be */
+    uint64_t reached; /* steps asked for that the reader has passed */
+    uint64_t last;    /* when it was last followed */
+};
+
+enum { LM_STREAMS = 4, LM_AHEAD_HISTORY = 8 };
+
+struct lm__ahead {
+    pthread_mutex_t lock;
+    _Atomic int advice;                    /* enum lm_advice */
+    struct lm__stream streams[LM_STREAMS]; /* under lock, as all below */
+    uint64_t history[LM_AHEAD_HISTORY];    /* offsets of faults that follow no stream */
+    uint64_t clock;                        /* faults */
+    unsigned strikes;                      /* streams lately that were for nothing */
+    _Atomic uint64_t chunks, wasted;
+};
+
 struct lm_region {
     _Atomic uint32_t refs; /* the owner's, and one for every fill in flight */
     lm_object *object;     /* fixed after open, as all down to slot_idx */
@@ -794,6 +819,7 @@ struct lm_region {
     size_t slot_idx;
     struct lm__chunks chunks;
     struct lm__writes writes;
+    struct lm__ahead ahead;
     _Atomic int lost; /* what touches get: LM_E_CLOSED or LM_E_LOST_MAPPING; 0: data */
     _Atomic uint32_t lent; /* false pages in chunks that another thread fills */
     _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
@@ -907,10 +933,14 @@ int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
 void lm__fill_abandon(lm_region *region, uint64_t chunk_idx);
 /* Put a chunk that was claimed in state `from` back into it. */
 void lm__fill_unclaim(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from);
-/* Fill a chunk nobody waits for.  0 also if it is resident or being filled already. */
+/* Fill a chunk nobody waits for, or wait until another thread has.  0 also if it is resident. */
 int lm__fill_ahead(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
                    struct lm_error *err);
-/* The same for chunks that fill huge pages, if those can be moved in as they are.  0: nothing
+/* The same, but a chunk that another thread fills is left to it, and one of zeros to somebody
+ * who is about to write: his fault brings pages that can be written. */
+int lm__fill_readahead(lm_region *region, uint64_t chunk_idx, int is_write,
+                       struct lm__scratch *scratch, struct lm_error *err);
+/* As lm__fill_ahead(), for chunks that fill huge pages, if those can be moved in as they are.  0: nothing
  * was done; they are to be filled one by one. */
 int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t count,
                                 struct lm__scratch *scratch);
@@ -1005,10 +1035,24 @@ struct lm__job_spec {
     void *context;
     uint64_t steps;
     int keep_going; /* after a failed step: 1 for all errors, 0 to stop at the first */
+    int is_urgent;  /* goes before other jobs */
 };
 
-/* Run the steps in ascending order on all cores.  A job of one step runs before return. */
+/* Run the steps in ascending order on all cores.  A job of one step runs before return, unless
+ * it is urgent. */
 int lm__job_start(const struct lm__job_spec *spec, lm_job **out);
+
+/* ---- prefetch.c ------------------------------------------------------------------------------------------- */
+
+/* Fill `count` chunks behind chunk `before`, urgently; for somebody who is about to write, or
+ * not. */
+int lm__prefetch_after(lm_region *region, uint64_t before, uint64_t count, int is_write,
+                       lm_job **out);
+
+/* ---- ahead.c ---------------------------------------------------------------------------------------------- */
+
+/* Somebody waits for a chunk, at this byte of the object. */
+void lm__ahead_note(lm_region *region, uint64_t offset, int is_write);
 
 /* ---- fork: what each file does around it, called by pager.c in lock order --------------- */
 

@@ -185,6 +185,8 @@ struct lm_region_stats {
     uint64_t stored_bytes_read;
     uint64_t chunks_dirty; /* written since the last snapshot */
     uint64_t write_faults; /* first writes to clean chunks */
+    uint64_t ahead; /* chunks asked for by readahead, before anybody touched them */
+    uint64_t ahead_wasted; /* of these, such as a run of accesses ended before */
 };
 
 /* What a touch of a chunk that can't be filled does: leave an error for the thread, or raise
@@ -229,6 +231,10 @@ uint64_t lm_region_evict(lm_region *region, uint64_t offset, uint64_t nbytes);
 /* One byte per chunk from first_chunk on, 1 if resident.  Returns how many are. */
 uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
                              uint64_t chunks, uint8_t *mask);
+/* How it is going to be accessed: by runs, as faults show them; in no order, so that nothing is
+ * filled ahead; or from front to back. */
+enum lm_advice { LM_ADVICE_NORMAL = 0, LM_ADVICE_RANDOM = 1, LM_ADVICE_SEQUENTIAL = 2 };
+void lm_region_advise(lm_region *region, enum lm_advice advice);
 void lm_region_stats(const lm_region *region, struct lm_region_stats *out);
 /* Chunks written since the last snapshot; 0 where writes are not tracked. */
 uint64_t lm_region_dirty(const lm_region *region);

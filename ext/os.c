@@ -220,11 +220,39 @@ int lm__array_reserve(void *array, uint64_t *capacity, uint64_t count,
     return 0;
 }
 
+/* Of a thread that is pinned: where it is, and where it could run before. */
+static _Thread_local int g_pinned_to = -1;
+static _Thread_local cpu_set_t g_cpus_before;
+
+static int cpus_to_run_on(cpu_set_t *cpus)
+{
+    if (g_pinned_to >= 0)
+        *cpus = g_cpus_before;
+    return g_pinned_to >= 0 || sched_getaffinity(0, sizeof *cpus, cpus) == 0;
+}
+
 unsigned lm__cores(void)
 {
     cpu_set_t cpus;
-    int cores = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
+    int cores = cpus_to_run_on(&cpus) ? CPU_COUNT(&cpus) : 1;
     return cores < 1 ? 1 : cores > CORES_MAX ? CORES_MAX : (unsigned)cores;
+}
+
+void lm__thread_pin(unsigned core)
+{
+    cpu_set_t cpus, one;
+    int cpu = 0;
+    if (g_pinned_to == (int)core || !cpus_to_run_on(&cpus))
+        return;
+    for (unsigned nth = core; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &cpus) && nth-- == 0)
+            break;
+    CPU_ZERO(&one);
+    CPU_SET(cpu < CPU_SETSIZE ? cpu : 0, &one);
+    if (sched_setaffinity(0, sizeof one, &one) == 0) {
+        g_cpus_before = cpus;
+        g_pinned_to = (int)core;
+    }
 }
 
 /* A thread names itself: a detached one may be gone before its creator could, and another
@@ -243,6 +271,8 @@ static int thread_create(pthread_t *id, void *(*run)(void *), const void *arg)
     sigset_t all, before;
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, STACK_BYTES);
+    if (g_pinned_to >= 0)
+        pthread_attr_setaffinity_np(&attr, sizeof g_cpus_before, &g_cpus_before);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* the new thread inherits the mask */
     int rc = pthread_create(id, &attr, run, (void *)arg);

@@ -7,6 +7,10 @@
  * Software Architecture 2, 2000): if it was the last reader it starts another handler, and a
  * handler that comes back to find enough readers ends.
  *
+ * A fault wakes all who read.  The one on the core of the thread that has faulted needs no other
+ * core to wake up, which takes most of a fault's time on a machine that has nothing else to do: so
+ * there is a reader on each core.
+ *
  * Started when a first store is opened, the handlers run until the process is gone: memory may be
  * touched even while the interpreter shuts down.
  */
@@ -20,10 +24,12 @@
 
 static struct {
     pthread_mutex_t start_lock;
-    int is_started;      /* under start_lock */
-    int start_error;     /* under start_lock */
-    int readers_wanted;  /* fixed after start */
-    _Atomic int readers; /* handlers in read(), or on their way there */
+    int is_started;               /* under start_lock */
+    int start_error;              /* under start_lock */
+    int readers_wanted;           /* fixed after start */
+    int cores;                    /* with a reader of their own; 0: they are too many */
+    _Atomic int readers;          /* handlers in read(), or on their way there */
+    _Atomic uint32_t cores_taken; /* a bit for each core that a reader is on */
     _Atomic int handlers;
 } g_pager = {.start_lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -51,13 +57,39 @@ static int reader_join(void)
     return 0;
 }
 
+/* A core that no reader is on, `core` if it is one; -1: there is none. */
+static int core_take(int core)
+{
+    uint32_t taken = lm_load_relaxed(&g_pager.cores_taken);
+    do {
+        if (core < 0 || taken >> core & 1)
+            for (core = 0; core < g_pager.cores && taken >> core & 1;)
+                core++;
+        if (core >= g_pager.cores)
+            return -1;
+    } while (!lm_cas_acq_rel(&g_pager.cores_taken, &taken, taken | 1u << core));
+    return core;
+}
+
+/* The next fault, read on a core of one's own. */
+static int read_fault(struct lm__fault *fault, int *core)
+{
+    if ((*core = core_take(*core)) >= 0)
+        lm__thread_pin((unsigned)*core);
+    int rc = lm__waiter_read(fault);
+    if (*core >= 0)
+        lm_sub_acq_rel(&g_pager.cores_taken, 1u << *core);
+    return rc;
+}
+
 static void handler(void)
 {
     struct lm__scratch scratch = lm__scratch_take();
     struct lm__fault fault;
+    int core = -1;
     scratch.will_block = handler_will_block;
     do {
-        int rc = lm__waiter_read(&fault);
+        int rc = read_fault(&fault, &core);
         lm_sub_acq_rel(&g_pager.readers, 1);
         if (rc != 0)
             abort(); /* nobody serves the memory: a crash is better than zeros */
@@ -101,10 +133,14 @@ static int start(void)
     if (rc != 0)
         return rc;
     lm_store_relaxed(&g_pager.readers, 0);
+    lm_store_relaxed(&g_pager.cores_taken, 0);
     lm_store_relaxed(&g_pager.handlers, 0);
     g_pager.readers_wanted = (int)lm__cores();
-    if (g_pager.readers_wanted > HANDLERS_MAX / 2)
+    g_pager.cores = g_pager.readers_wanted;
+    if (g_pager.readers_wanted > HANDLERS_MAX / 2) {
         g_pager.readers_wanted = HANDLERS_MAX / 2;
+        g_pager.cores = 0;
+    }
     static const struct lm__thread first = {first_handler, "lazymem-fault"};
     rc = handler_start_as(
         &first); /* one is enough for the first fault; more follow it */

@@ -10,6 +10,8 @@ struct prefetch {
     lm_region *region;
     uint64_t first, end;      /* chunks */
     uint64_t chunks_per_step; /* the first step may have less, and so may the last */
+    int is_readahead;         /* chunks that others fill are left to them */
+    int is_write;             /* for somebody who is about to write */
 };
 
 static int prefetch_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,
@@ -22,9 +24,11 @@ static int prefetch_step(void *context, uint64_t step_idx, struct lm__scratch *s
     if (low >= p->first && high <= p->end && p->chunks_per_step > 1 &&
         lm__fill_ahead_side_by_side(p->region, low, p->chunks_per_step, scratch))
         return 0;
-    for (uint64_t i = low; i < high && rc == 0; i++)
-        if (i >= p->first && i < p->end)
-            rc = lm__fill_ahead(p->region, i, scratch, err);
+    for (uint64_t i = low > p->first ? low : p->first;
+         i < high && i < p->end && rc == 0; i++)
+        rc = p->is_readahead
+                 ? lm__fill_readahead(p->region, i, p->is_write, scratch, err)
+                 : lm__fill_ahead(p->region, i, scratch, err);
     return rc;
 }
 
@@ -46,26 +50,49 @@ static uint64_t chunks_per_step(const lm_region *r, uint64_t chunks)
     return side_by_side;
 }
 
+static int start(const struct prefetch *what, lm_job **out)
+{
+    struct prefetch *p = malloc(sizeof *p);
+    if (!p)
+        return -ENOMEM;
+    *p = *what;
+    p->chunks_per_step = chunks_per_step(p->region, p->end - p->first);
+    lm_region_retain(p->region);
+    struct lm__job_spec spec = {
+        .step = prefetch_step,
+        .free_context = prefetch_free,
+        .context = p,
+        .steps = lm__div_up(p->end, p->chunks_per_step) - p->first / p->chunks_per_step,
+        .is_urgent = p->is_readahead,
+    };
+    return lm__job_start(&spec, out);
+}
+
 int lm_region_prefetch(lm_region *r, uint64_t offset, uint64_t nbytes, lm_job **out)
 {
     uint64_t object_bytes = r->object->spec.object_bytes;
     unsigned shift = r->chunk_shift;
     if (nbytes == 0 || offset > object_bytes || nbytes > object_bytes - offset)
         return -EINVAL;
-    struct prefetch *p = malloc(sizeof *p);
-    if (!p)
-        return -ENOMEM;
-    uint64_t first = offset >> shift, end = ((offset + nbytes - 1) >> shift) + 1;
-    uint64_t per_step = chunks_per_step(r, end - first);
-    *p = (struct prefetch){r, first, end, per_step};
-    lm_region_retain(r);
-    struct lm__job_spec spec = {
-        .step = prefetch_step,
-        .free_context = prefetch_free,
-        .context = p,
-        .steps = lm__div_up(end, per_step) - first / per_step,
+    struct prefetch all = {
+        .region = r,
+        .first = offset >> shift,
+        .end = ((offset + nbytes - 1) >> shift) + 1,
     };
-    return lm__job_start(&spec, out);
+    return start(&all, out);
+}
+
+int lm__prefetch_after(lm_region *r, uint64_t before, uint64_t count, int is_write,
+                       lm_job **out)
+{
+    struct prefetch ahead = {
+        .region = r,
+        .first = before + 1,
+        .end = before + 1 + count,
+        .is_readahead = 1,
+        .is_write = is_write,
+    };
+    return start(&ahead, out);
 }
 
 void lm_region_fill_here(lm_region *r, uint64_t offset)

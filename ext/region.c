@@ -123,6 +123,8 @@ int lm_region_open(lm_object *object, const struct lm_region_options *options,
     if (options->is_tracked)
         r->tracking =
             lm__uffd_can_track(r->page_shift) ? LM_TRACK_PROTECT : LM_TRACK_ALL;
+    pthread_mutex_init(&r->ahead.lock, NULL);
+    memset(r->ahead.history, 0xFF, sizeof r->ahead.history); /* LM_NONE */
     int rc =
         lm__chunks_init(&r->chunks, lm__div_up(object_bytes, 1ull << r->chunk_shift));
     if (rc != 0)
@@ -237,7 +239,14 @@ void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
         .stored_bytes_read = lm_load_relaxed(&r->stored_bytes_read),
         .chunks_dirty = lm_region_dirty(r),
         .write_faults = lm_load_relaxed(&r->writes.faults),
+        .ahead = lm_load_relaxed(&r->ahead.chunks),
+        .ahead_wasted = lm_load_relaxed(&r->ahead.wasted),
     };
+}
+
+void lm_region_advise(lm_region *r, enum lm_advice advice)
+{
+    lm_store_relaxed(&r->ahead.advice, advice);
 }
 
 const struct lm_failure_counts *lm_region_failures(const lm_region *r)

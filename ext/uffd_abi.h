@@ -23,6 +23,7 @@
 #define UFFD_FEATURE_EVENT_REMAP          (1ull << 2) /* memory that moves stays ours */
 #define UFFD_FEATURE_THREAD_ID            (1ull << 8)
 #define UFFD_FEATURE_HUGETLB              (1ull << 4)
+#define UFFD_FEATURE_EXACT_ADDRESS        (1ull << 11)
 #define UFFD_FEATURE_POISON               (1ull << 14)
 #define UFFD_FEATURE_MOVE                 (1ull << 16)
 

@@ -94,7 +94,9 @@ static uint64_t unmasked_features(uint64_t features)
     return features;
 }
 
-#define FEATURES_WANTED (UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EVENT_REMAP)
+/* Exact addresses show strides that are no multiple of a page. */
+#define FEATURES_WANTED                                                                \
+    (UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EXACT_ADDRESS)
 
 static _Atomic uint64_t g_features_wanted = FEATURES_WANTED;
 
@@ -105,25 +107,35 @@ void lm__uffd_ask_for(uint64_t features)
 }
 #endif
 
-int lm__uffd_open(struct lm_uffd_info *info)
+/* A descriptor shakes hands once, and asking for an unknown feature ends it. */
+static int open_with(uint64_t features, struct lm_uffd_info *info)
 {
-    /* A descriptor shakes hands once, and asking for an unknown feature ends it. */
-    for (int attempt = 0; attempt < 2; attempt++) {
-        struct uffdio_api api = {.api = UFFD_API};
-        if (attempt == 0)
-            api.features = unmasked_features(lm_load_relaxed(&g_features_wanted));
-        int uffd = open_ladder(info);
-        if (uffd < 0)
-            return LM_E_NO_UFFD;
-        if (ioctl(uffd, UFFDIO_API, &api) == 0) {
-            info->features = unmasked_features(api.features);
-            return uffd;
-        }
-        info->api_errno = errno;
-        close(uffd);
+    struct uffdio_api api = {.api = UFFD_API, .features = features};
+    int uffd = open_ladder(info);
+    if (uffd < 0)
+        return LM_E_NO_UFFD;
+    if (ioctl(uffd, UFFDIO_API, &api) == 0) {
+        info->features = unmasked_features(api.features);
+        return uffd;
     }
+    info->api_errno = errno;
+    close(uffd);
     info->mode = LM_UFFD_NONE;
     return LM_E_NO_UFFD;
+}
+
+int lm__uffd_open(struct lm_uffd_info *info)
+{
+    uint64_t wanted = unmasked_features(lm_load_relaxed(&g_features_wanted));
+    int uffd = open_with(wanted, info);
+    if (uffd >= 0 || info->api_errno == 0)
+        return uffd;
+    uffd = open_with(0, info); /* an older kernel: what has it? */
+    wanted &= info->features;
+    if (uffd < 0 || wanted == 0)
+        return uffd;
+    close(uffd);
+    return open_with(wanted, info);
 }
 
 void lm_uffd_probe(struct lm_uffd_info *out)

@@ -79,10 +79,15 @@ static void job_free(lm_job *job)
 
 static lm_job *first_with_step_locked(void)
 {
+    lm_job *first = NULL;
     for (lm_job *job = g_first; job; job = job->next)
-        if (has_step_locked(job))
-            return job;
-    return NULL;
+        if (has_step_locked(job)) {
+            if (job->spec.is_urgent)
+                return job;
+            if (!first)
+                first = job;
+        }
+    return first;
 }
 
 /* Run the next step.  The lock is dropped meanwhile.  Returns a job to be freed, or NULL. */
@@ -154,10 +159,11 @@ int lm__job_start(const struct lm__job_spec *spec, lm_job **out)
     }
     job->spec = *spec;
     pthread_mutex_lock(&g_lock);
-    int rc = spec->steps > 1 ? start_workers_locked() : 0;
+    int is_inline = spec->steps == 1 && !spec->is_urgent;
+    int rc = is_inline ? 0 : start_workers_locked();
     if (rc == 0) {
         link_locked(job);
-        if (spec->steps == 1)
+        if (is_inline)
             run_inline_locked(job);
         else
             pthread_cond_broadcast(&g_work);

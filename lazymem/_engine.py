@@ -38,6 +38,11 @@ Tick = Callable[[int, int], None]
 CODECS = {"none": lib.LM_CODEC_NONE, "lz4": lib.LM_CODEC_LZ4, "zstd": lib.LM_CODEC_ZSTD}
 PAGE_BYTES = {None: 0, "2M": 2 << 20, "1G": 1 << 30}
 ON_ERROR = {"raise": lib.LM_ON_ERROR_RAISE, "sigbus": lib.LM_ON_ERROR_SIGBUS}
+ADVICE = {
+    "normal": lib.LM_ADVICE_NORMAL,
+    "random": lib.LM_ADVICE_RANDOM,
+    "sequential": lib.LM_ADVICE_SEQUENTIAL,
+}
 CHUNK_BYTES_MIN = int(lib.LM_CHUNK_BYTES_MIN)
 CHUNK_BYTES_MAX = int(lib.LM_CHUNK_BYTES_MAX)
 PAGE_PLAIN, PAGE_PATCH = int(lib.LM_PAGE_PLAIN), int(lib.LM_PAGE_PATCH)
@@ -544,6 +549,10 @@ class RegionHandle:
         if code < 0:
             raise _os_error(code, self.object.path)
         return Job(out[0], self.object.path, may_leave=True)
+
+    def advise(self, advice: str) -> None:
+        """Say how the object is going to be accessed."""
+        lib.lm_region_advise(self.pointer, ADVICE[advice])
 
     def evict(self, offset: int, nbytes: int) -> int:
         """Drop the chunks that lie in a byte range; return how many bytes they had."""

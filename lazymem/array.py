@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
@@ -157,6 +157,35 @@ class LazyArray(np.ndarray[Any, Any]):
             if binding.region is not None and binding.region.released:
                 raise self._closed_error(binding.region)
         return self
+
+    def advise(self, advice: Literal["normal", "random", "sequential"]) -> None:
+        """Say how the array is going to be accessed, as :manpage:`madvise(2)` does.
+
+        Parameters
+        ----------
+        advice : {"normal", "random", "sequential"}
+            ``"normal"``: where faults show a run of accesses, forwards, backwards or
+            with a constant stride, what follows is filled ahead of the reader, on all
+            cores.  ``"random"``: nothing is.  ``"sequential"``: runs go from front to
+            back, and are taken for such from their first fault on.
+
+        Raises
+        ------
+        ValueError
+            If the advice is none of these.
+
+        Notes
+        -----
+        Of a view, it is about the whole array.  ``store.stats()`` tells how much was
+        filled ahead.
+        """
+        if advice not in _engine.ADVICE:
+            raise ValueError(
+                f"advice {advice!r} is none of {', '.join(map(repr, _engine.ADVICE))}"
+            )
+        region = self._bound().region
+        if region is not None:
+            region.advise(advice)
 
     def evict(self, index: Any = ...) -> int:
         """Give the memory of a part of the array back; a later touch fills it again.

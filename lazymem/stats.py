@@ -75,6 +75,11 @@ class RegionStats:
     """Chunks written since the last snapshot or flush, in a store open for writing."""
     write_faults: int
     """First writes to chunks, in a store open for writing."""
+    ahead: int
+    """Chunks asked for by readahead, before anybody touched them."""
+    ahead_wasted: int
+    """Of these, such as a run of accesses ended before.  An estimate: when a run has
+    ended shows when others have begun."""
 
 
 @dataclass(frozen=True)
@@ -116,4 +121,6 @@ def region_stats(raw: Any) -> RegionStats:
         stored_bytes_read=raw.stored_bytes_read,
         chunks_dirty=raw.chunks_dirty,
         write_faults=raw.write_faults,
+        ahead=raw.ahead,
+        ahead_wasted=raw.ahead_wasted,
     )

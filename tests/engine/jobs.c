@@ -52,7 +52,7 @@ static struct work *work_new(int is_gated)
 static lm_job *start(struct work *w, uint64_t steps, int keep_going)
 {
     lm_job *job;
-    struct lm__job_spec spec = {step, count_free, w, steps, keep_going};
+    struct lm__job_spec spec = {step, count_free, w, steps, keep_going, 0};
     CHECK_EQ(lm__job_start(&spec, &job), 0);
     return job;
 }
@@ -198,6 +198,43 @@ static void test_many_short_jobs(void)
     }
 }
 
+static _Atomic int g_may_go, g_last_urgent, g_order;
+
+static int wait_then_count(void *context, uint64_t step_idx,
+                           struct lm__scratch *scratch, struct lm_error *err)
+{
+    (void)context, (void)step_idx, (void)scratch, (void)err;
+    while (!lm_load_seq_cst(&g_may_go))
+        usleep(100);
+    lm_add_seq_cst(&g_order, 1);
+    return 0;
+}
+
+static int note_order(void *context, uint64_t step_idx, struct lm__scratch *scratch,
+                      struct lm_error *err)
+{
+    (void)context, (void)step_idx, (void)scratch, (void)err;
+    lm_store_seq_cst(&g_last_urgent, lm_add_seq_cst(&g_order, 1));
+    return 0;
+}
+
+/* What a reader is about to want goes before what was asked for earlier. */
+static void test_urgent_steps_go_first(void)
+{
+    struct lm__job_spec many = {.step = wait_then_count, .steps = 1000};
+    struct lm__job_spec urgent = {.step = note_order, .steps = 1, .is_urgent = 1};
+    lm_job *job, *jobs[3];
+    CHECK_EQ(lm__job_start(&many, &job), 0);
+    for (int i = 0; i < 3; i++)
+        CHECK_EQ(lm__job_start(&urgent, &jobs[i]), 0);
+    lm_store_seq_cst(&g_may_go, 1);
+    for (int i = 0; i < 3; i++)
+        test_finish(jobs[i]);
+    test_finish(job);
+    CHECK(lm_load_seq_cst(&g_last_urgent) < 3 + 2 * (int)lm__cores());
+    CHECK_EQ(lm_load_seq_cst(&g_order), 1003);
+}
+
 int main(void)
 {
     test_each_step_once();
@@ -208,5 +245,6 @@ int main(void)
     test_two_jobs_at_once();
     test_detached_job_runs_on();
     test_many_short_jobs();
+    test_urgent_steps_go_first();
     return TEST_OK;
 }

@@ -312,6 +312,7 @@ UNUSED static void test_store_damage(struct test_store *t, uint64_t chunk_idx)
 /* ---- regions -------------------------------------------------------------------------------------- */
 
 /* A region on the store's object.  0, or TEST_SKIP. */
+/* Without readahead: tests touch chunks in order, and hold what fills them; see ahead.c. */
 UNUSED static int test_region_open(struct test_store *t, lm_region **out)
 {
     struct lm_error err;
@@ -320,6 +321,7 @@ UNUSED static int test_region_open(struct test_store *t, lm_region **out)
     if (rc == LM_E_NO_UFFD)
         return test_skip("no userfaultfd");
     CHECK_CALL(rc, err);
+    lm_region_advise(*out, LM_ADVICE_RANDOM);
     return 0;
 }
 

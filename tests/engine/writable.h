@@ -48,6 +48,7 @@ UNUSED static void array_open(struct array *a, struct lm_region_options options)
     options.is_tracked = 1;
     a->object = object_open(g.store, a, &a->root);
     CHECK_CALL(lm_region_open(a->object, &options, &a->region, &g_err), g_err);
+    lm_region_advise(a->region, LM_ADVICE_RANDOM);
     a->memory = lm_region_addr(a->region);
 }
 

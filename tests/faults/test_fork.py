@@ -94,6 +94,7 @@ def test_processes_of_each_kind_read_what_they_are_given(
     context: Any = multiprocessing.get_context(method)
     with lm.open(path) as store:
         a = store["a"]
+        a.advise("random")  # no more is filled than what is touched
         a[:resident].sum()
         answers = context.SimpleQueue()
         child = context.Process(target=crc_of, args=(a, path, answers))

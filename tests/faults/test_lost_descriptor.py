@@ -49,6 +49,7 @@ def is_kept():
 
 store = lm.open(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "r")
 a = store["a"]
+a.advise("random")
 a[:64].sum()
 while not is_kept():
     pass
