@@ -1,10 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause
- * prefetch.c - filling a range of a region before anybody touches it, on all cores.
+ * prefetch.c - filling a part of a region before anybody touches it, on all cores.
  */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "internal.h"
+
+/* Of a list, so that the lock of the workers costs nothing beside the decoding; and steps for
+ * each core, so that none is idle for long at the end. */
+#define LISTED_PER_STEP_MAX 16
+#define LISTED_STEPS_A_CORE 8
+
+/* ---- a range -------------------------------------------------------------------------- */
 
 struct prefetch {
     lm_region *region;
@@ -68,6 +75,79 @@ int lm_region_prefetch(lm_region *r, uint64_t offset, uint64_t nbytes, lm_job **
     return lm__job_start(&spec, out);
 }
 
+/* ---- a list --------------------------------------------------------------------------- */
+
+struct listed {
+    lm_region *region;
+    uint64_t count, per_step;
+    uint64_t chunks[];
+};
+
+static int is_absent(const lm_region *r, uint64_t chunk_idx)
+{
+    return lm__chunks_state(&r->chunks, chunk_idx) == LM_CHUNK_ABSENT;
+}
+
+static int listed_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,
+                       struct lm_error *err)
+{
+    const struct listed *list = context;
+    lm_region *r = list->region;
+    uint64_t i = step_idx * list->per_step, left = list->count - i;
+    uint64_t end = i + (left < list->per_step ? left : list->per_step);
+    int rc = 0;
+    for (; i < end && rc == 0 && lm_load_relaxed(&r->refs) > 1; i++)
+        if (is_absent(r, list->chunks[i]))
+            rc = lm__fill_ahead(r, list->chunks[i], scratch, err);
+    return rc;
+}
+
+static void listed_free(void *context)
+{
+    struct listed *list = context;
+    lm__region_drop(list->region);
+    free(list);
+}
+
+int lm_region_prefetch_chunks(lm_region *r, const uint64_t *chunks, uint64_t count,
+                              lm_job **out)
+{
+    *out = NULL;
+    if (count > r->chunks.count)
+        return -EINVAL;
+    struct listed *list = malloc(sizeof *list + count * sizeof chunks[0]);
+    if (!list)
+        return -ENOMEM;
+    list->region = r;
+    list->count = 0;
+    lm_region_retain(r);
+    for (uint64_t i = 0; i < count; i++) {
+        if (chunks[i] >= r->chunks.count) {
+            listed_free(list);
+            return -EINVAL;
+        }
+        if (is_absent(r, chunks[i]))
+            list->chunks[list->count++] = chunks[i];
+    }
+    if (list->count < 2 || lm_load_seq_cst(&r->lost)) {
+        listed_free(list);
+        return 0;
+    }
+    uint64_t per_step = list->count / (LISTED_STEPS_A_CORE * lm__cores());
+    list->per_step = per_step < 1                     ? 1
+                     : per_step > LISTED_PER_STEP_MAX ? LISTED_PER_STEP_MAX
+                                                      : per_step;
+    struct lm__job_spec spec = {
+        .step = listed_step,
+        .free_context = listed_free,
+        .context = list,
+        .steps = lm__div_up(list->count, list->per_step),
+    };
+    return lm__job_start(&spec, out);
+}
+
+/* ---- in this thread -------------------------------------------------------------------- */
+
 void lm_region_fill_here(lm_region *r, uint64_t offset)
 {
     struct lm_error untold;
@@ -78,3 +158,7 @@ void lm_region_fill_here(lm_region *r, uint64_t offset)
     lm__fill_ahead(r, offset >> r->chunk_shift, &scratch, &untold);
     lm__scratch_give(&scratch);
 }
+
+/* ---- how much of it is reasonable -------------------------------------------------------- */
+
+uint64_t lm_memory_available(void) { return lm__memory_available(); }
