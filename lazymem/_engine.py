@@ -496,9 +496,9 @@ class RegionHandle:
         return self._tracking_pid == os.getpid()
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all of it is in memory."""
-        return bool(self._resident[0] >= self.chunks)
+    def resident(self) -> int:
+        """How many chunks are in memory."""
+        return self._resident[0]  # type: ignore[no-any-return]
 
     def dirty(self) -> int:
         """Return how many chunks were written since the last snapshot."""
