@@ -384,6 +384,9 @@ struct lm_commit lm__commit_of(const struct lm__record *rec, uint64_t file_bytes
 void lm__object_retain(lm_object *object);
 /* What the object is read from now, with a reference. */
 struct lm__base *lm__object_base(lm_object *object);
+/* Let the system start to read a chunk's payload. */
+void lm__object_will_need(lm_object *object, uint64_t chunk_idx,
+                          struct lm__scratch *scratch);
 void lm__base_drop(struct lm__base *base);
 /* NULL: no memory. */
 struct lm__base *lm__base_new(lm_store *store, uint64_t chunks,

@@ -10,6 +10,9 @@
  * each core, so that none is idle for long at the end. */
 #define LISTED_PER_STEP_MAX 16
 #define LISTED_STEPS_A_CORE 8
+/* Chunks of a list that the disk reads while those before them are decoded: enough for it to
+ * work on several at a time, and little to have read in vain. */
+#define LISTED_READ_AHEAD   32
 
 /* ---- a range -------------------------------------------------------------------------- */
 
@@ -88,6 +91,28 @@ static int is_absent(const lm_region *r, uint64_t chunk_idx)
     return lm__chunks_state(&r->chunks, chunk_idx) == LM_CHUNK_ABSENT;
 }
 
+static void start_reading(const lm_region *r, uint64_t chunk_idx,
+                          struct lm__scratch *scratch)
+{
+    unsigned shift = r->chunk_shift - r->object->chunk_shift;
+    uint64_t end = (chunk_idx + 1) << shift;
+    for (uint64_t i = chunk_idx << shift; i < end && i < r->object->chunks; i++)
+        lm__object_will_need(r->object, i, scratch);
+}
+
+/* Steps begin in ascending order: each asks for what is behind all that was asked for. */
+static void read_ahead(const struct listed *list, uint64_t step_idx,
+                       struct lm__scratch *scratch)
+{
+    uint64_t i = step_idx * list->per_step + (step_idx > 0 ? LISTED_READ_AHEAD : 0);
+    uint64_t end = (step_idx + 1) * list->per_step + LISTED_READ_AHEAD;
+    lm__fill_gate_enter(scratch); /* a child is to find nothing half done */
+    for (; i < end && i < list->count; i++)
+        if (is_absent(list->region, list->chunks[i]))
+            start_reading(list->region, list->chunks[i], scratch);
+    lm__fill_gate_leave();
+}
+
 static int listed_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,
                        struct lm_error *err)
 {
@@ -96,6 +121,7 @@ static int listed_step(void *context, uint64_t step_idx, struct lm__scratch *scr
     uint64_t i = step_idx * list->per_step, left = list->count - i;
     uint64_t end = i + (left < list->per_step ? left : list->per_step);
     int rc = 0;
+    read_ahead(list, step_idx, scratch);
     for (; i < end && rc == 0 && lm_load_relaxed(&r->refs) > 1; i++)
         if (is_absent(r, list->chunks[i]))
             rc = lm__fill_ahead(r, list->chunks[i], scratch, err);
