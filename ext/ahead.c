@@ -223,7 +223,7 @@ static int strided_start(lm_region *r, struct piece piece, int is_write, lm_job 
         .free_context = strided_free,
         .context = p,
         .steps = piece.count - 1,
-        .is_urgent = 1,
+        .priority = LM_JOB_URGENT,
     };
     return lm__job_start(&spec, out);
 }

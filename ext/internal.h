@@ -387,6 +387,9 @@ struct lm_commit lm__commit_of(const struct lm__record *rec, uint64_t file_bytes
 void lm__object_retain(lm_object *object);
 /* What the object is read from now, with a reference. */
 struct lm__base *lm__object_base(lm_object *object);
+/* Let the system start to read a chunk's payload. */
+void lm__object_will_need(lm_object *object, uint64_t chunk_idx,
+                          struct lm__scratch *scratch);
 void lm__base_drop(struct lm__base *base);
 /* NULL: no memory. */
 struct lm__base *lm__base_new(lm_store *store, uint64_t chunks,
@@ -1029,17 +1032,21 @@ void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
 typedef int (*lm__step_fn)(void *context, uint64_t step_idx,
                            struct lm__scratch *scratch, struct lm_error *err);
 
+/* Of jobs, those that somebody is about to wait for go first, those that are of use only later
+ * last. */
+enum lm__job_priority { LM_JOB_NORMAL, LM_JOB_URGENT, LM_JOB_BACKGROUND };
+
 struct lm__job_spec {
     lm__step_fn step;
     void (*free_context)(void *context); /* may be NULL */
     void *context;
     uint64_t steps;
     int keep_going; /* after a failed step: 1 for all errors, 0 to stop at the first */
-    int is_urgent;  /* goes before other jobs */
+    enum lm__job_priority priority;
 };
 
-/* Run the steps in ascending order on all cores.  A job of one step runs before return, unless
- * it is urgent. */
+/* Run the steps in ascending order on all cores.  A normal job of one step runs before
+ * return. */
 int lm__job_start(const struct lm__job_spec *spec, lm_job **out);
 
 /* ---- prefetch.c ------------------------------------------------------------------------------------------- */

@@ -169,6 +169,10 @@ int lm_object_read(lm_object *object, uint64_t offset, uint64_t nbytes, void *ds
 /* Check every checksum and decode every chunk, keeping nothing. */
 int lm_object_verify(lm_object *object, lm_job **out);
 
+/* Bytes that this process can have without anything being swapped out or killed; 0 if the
+ * system does not say. */
+uint64_t lm_memory_available(void);
+
 /* ---- region: an object as plain memory ----------------------------------------------- */
 
 typedef struct lm_region lm_region;
@@ -222,6 +226,12 @@ void lm_region_close(lm_region *region);
 /* Fill the chunks that overlap [offset, offset + nbytes), on all cores. */
 int lm_region_prefetch(lm_region *region, uint64_t offset, uint64_t nbytes,
                        lm_job **out);
+/* Fill the chunks of a list, in its order, on all cores: before other jobs, or behind them.  It
+ * is copied; what is in memory is left out.  Nobody is to wait for the job: chunks that others
+ * fill are not waited for, and it ends early when nobody else holds the region.  *out is NULL
+ * where less than two chunks are left: a touch does as well. */
+int lm_region_prefetch_chunks(lm_region *region, const uint64_t *chunks, uint64_t count,
+                              int is_urgent, lm_job **out);
 /* Fill the chunk of byte `offset` in the calling thread, if the page cache has it: what must
  * be waited for, and an error, is left to the touch that follows. */
 void lm_region_fill_here(lm_region *region, uint64_t offset);
@@ -235,6 +245,8 @@ uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
  * filled ahead; or from front to back. */
 enum lm_advice { LM_ADVICE_NORMAL = 0, LM_ADVICE_RANDOM = 1, LM_ADVICE_SEQUENTIAL = 2 };
 void lm_region_advise(lm_region *region, enum lm_advice advice);
+/* How many chunks are in memory: to be read in place, as long as the region is held. */
+const uint64_t *lm_region_resident(const lm_region *region);
 void lm_region_stats(const lm_region *region, struct lm_region_stats *out);
 /* Chunks written since the last snapshot; 0 where writes are not tracked. */
 uint64_t lm_region_dirty(const lm_region *region);

@@ -235,3 +235,14 @@ int lm__object_is_zero(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s)
     lm__base_drop(base);
     return rc != 0 ? rc : lm__entry_is_zero(&e);
 }
+
+void lm__object_will_need(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s)
+{
+    struct lm__entry e;
+    struct lm__base *base = lm__object_base(o);
+    struct lm__source *source = &base->store->source;
+    if (lm__index_lookup(&base->index, source, chunk_idx, s, &e, NULL) == 0 &&
+        !lm__entry_is_zero(&e))
+        lm__io_will_need(source->fd, e.offset, e.stored_bytes);
+    lm__base_drop(base);
+}

@@ -1,10 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause
- * prefetch.c - filling a range of a region before anybody touches it, on all cores.
+ * prefetch.c - filling a part of a region before anybody touches it, on all cores.
  */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "internal.h"
+
+/* Of a list, so that the lock of the workers costs nothing beside the decoding; and steps for
+ * each core, so that none is idle for long at the end. */
+#define LISTED_PER_STEP_MAX 16
+#define LISTED_STEPS_A_CORE 8
+/* Chunks of a list that the disk reads while those before them are decoded: enough for it to
+ * work on several at a time, and little to have read in vain. */
+#define LISTED_READ_AHEAD   32
+
+/* ---- a range -------------------------------------------------------------------------- */
 
 struct prefetch {
     lm_region *region;
@@ -63,7 +73,7 @@ static int start(const struct prefetch *what, lm_job **out)
         .free_context = prefetch_free,
         .context = p,
         .steps = lm__div_up(p->end, p->chunks_per_step) - p->first / p->chunks_per_step,
-        .is_urgent = p->is_readahead,
+        .priority = p->is_readahead ? LM_JOB_URGENT : LM_JOB_NORMAL,
     };
     return lm__job_start(&spec, out);
 }
@@ -95,6 +105,103 @@ int lm__prefetch_after(lm_region *r, uint64_t before, uint64_t count, int is_wri
     return start(&ahead, out);
 }
 
+/* ---- a list --------------------------------------------------------------------------- */
+
+struct listed {
+    lm_region *region;
+    uint64_t count, per_step;
+    uint64_t chunks[];
+};
+
+static int is_absent(const lm_region *r, uint64_t chunk_idx)
+{
+    return lm__chunks_state(&r->chunks, chunk_idx) == LM_CHUNK_ABSENT;
+}
+
+static void start_reading(const lm_region *r, uint64_t chunk_idx,
+                          struct lm__scratch *scratch)
+{
+    unsigned shift = r->chunk_shift - r->object->chunk_shift;
+    uint64_t end = (chunk_idx + 1) << shift;
+    for (uint64_t i = chunk_idx << shift; i < end && i < r->object->chunks; i++)
+        lm__object_will_need(r->object, i, scratch);
+}
+
+/* Steps begin in ascending order: each asks for what is behind all that was asked for. */
+static void read_ahead(const struct listed *list, uint64_t step_idx,
+                       struct lm__scratch *scratch)
+{
+    uint64_t i = step_idx * list->per_step + (step_idx > 0 ? LISTED_READ_AHEAD : 0);
+    uint64_t end = (step_idx + 1) * list->per_step + LISTED_READ_AHEAD;
+    lm__fill_gate_enter(scratch); /* a child is to find nothing half done */
+    for (; i < end && i < list->count; i++)
+        if (is_absent(list->region, list->chunks[i]))
+            start_reading(list->region, list->chunks[i], scratch);
+    lm__fill_gate_leave();
+}
+
+static int listed_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,
+                       struct lm_error *err)
+{
+    const struct listed *list = context;
+    lm_region *r = list->region;
+    uint64_t i = step_idx * list->per_step, left = list->count - i;
+    uint64_t end = i + (left < list->per_step ? left : list->per_step);
+    int rc = 0;
+    read_ahead(list, step_idx, scratch);
+    for (; i < end && rc == 0 && lm_load_relaxed(&r->refs) > 1; i++)
+        if (is_absent(r, list->chunks[i]))
+            rc = lm__fill_ahead(r, list->chunks[i], scratch, err);
+    return rc;
+}
+
+static void listed_free(void *context)
+{
+    struct listed *list = context;
+    lm__region_drop(list->region);
+    free(list);
+}
+
+int lm_region_prefetch_chunks(lm_region *r, const uint64_t *chunks, uint64_t count,
+                              int is_urgent, lm_job **out)
+{
+    *out = NULL;
+    if (count > r->chunks.count)
+        return -EINVAL;
+    struct listed *list = malloc(sizeof *list + count * sizeof chunks[0]);
+    if (!list)
+        return -ENOMEM;
+    list->region = r;
+    list->count = 0;
+    lm_region_retain(r);
+    for (uint64_t i = 0; i < count; i++) {
+        if (chunks[i] >= r->chunks.count) {
+            listed_free(list);
+            return -EINVAL;
+        }
+        if (is_absent(r, chunks[i]))
+            list->chunks[list->count++] = chunks[i];
+    }
+    if (list->count < 2 || lm_load_seq_cst(&r->lost)) {
+        listed_free(list);
+        return 0;
+    }
+    uint64_t per_step = list->count / (LISTED_STEPS_A_CORE * lm__cores());
+    list->per_step = per_step < 1                     ? 1
+                     : per_step > LISTED_PER_STEP_MAX ? LISTED_PER_STEP_MAX
+                                                      : per_step;
+    struct lm__job_spec spec = {
+        .step = listed_step,
+        .free_context = listed_free,
+        .context = list,
+        .steps = lm__div_up(list->count, list->per_step),
+        .priority = is_urgent ? LM_JOB_URGENT : LM_JOB_BACKGROUND,
+    };
+    return lm__job_start(&spec, out);
+}
+
+/* ---- in this thread -------------------------------------------------------------------- */
+
 void lm_region_fill_here(lm_region *r, uint64_t offset)
 {
     struct lm_error untold;
@@ -105,3 +212,7 @@ void lm_region_fill_here(lm_region *r, uint64_t offset)
     lm__fill_ahead(r, offset >> r->chunk_shift, &scratch, &untold);
     lm__scratch_give(&scratch);
 }
+
+/* ---- how much of it is reasonable -------------------------------------------------------- */
+
+uint64_t lm_memory_available(void) { return lm__memory_available(); }

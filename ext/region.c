@@ -221,6 +221,11 @@ uint64_t lm_region_dirty(const lm_region *r)
                : lm_load_seq_cst(&r->chunks.dirty);
 }
 
+const uint64_t *lm_region_resident(const lm_region *r)
+{
+    return (const uint64_t *)&r->chunks.resident;
+}
+
 void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
 {
     /* A fill that ends during the release may still be counted, and is gone all the same. */

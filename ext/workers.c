@@ -79,15 +79,13 @@ static void job_free(lm_job *job)
 
 static lm_job *first_with_step_locked(void)
 {
-    lm_job *first = NULL;
-    for (lm_job *job = g_first; job; job = job->next)
-        if (has_step_locked(job)) {
-            if (job->spec.is_urgent)
+    static const enum lm__job_priority order[] = {LM_JOB_URGENT, LM_JOB_NORMAL,
+                                                  LM_JOB_BACKGROUND};
+    for (int i = 0; i < 3; i++)
+        for (lm_job *job = g_first; job; job = job->next)
+            if (job->spec.priority == order[i] && has_step_locked(job))
                 return job;
-            if (!first)
-                first = job;
-        }
-    return first;
+    return NULL;
 }
 
 /* Run the next step.  The lock is dropped meanwhile.  Returns a job to be freed, or NULL. */
@@ -159,7 +157,7 @@ int lm__job_start(const struct lm__job_spec *spec, lm_job **out)
     }
     job->spec = *spec;
     pthread_mutex_lock(&g_lock);
-    int is_inline = spec->steps == 1 && !spec->is_urgent;
+    int is_inline = spec->steps == 1 && spec->priority == LM_JOB_NORMAL;
     int rc = is_inline ? 0 : start_workers_locked();
     if (rc == 0) {
         link_locked(job);

@@ -24,7 +24,7 @@ from lazymem.errors import (
 from lazymem.history import FlushInfo, RestoreInfo, SnapshotInfo
 from lazymem.manifest import ObjectInfo
 from lazymem.repair import RepairInfo, repair
-from lazymem.stats import Commit, RegionStats, Residency, StoreStats
+from lazymem.stats import Commit, RegionStats, Residency, StoreStats, WarmStats
 from lazymem.store import Store, open
 from lazymem.writer import ObjectWriter, Writer, save
 
@@ -58,6 +58,7 @@ __all__ = [
     "StoreStats",
     "UnsavedChangesError",
     "UnsupportedKernelError",
+    "WarmStats",
     "Writer",
     "__version__",
     "open",

@@ -306,6 +306,10 @@ class Job:
         """Give the job up unless it has ended.  No thread uses its memory then."""
         self._end(lib.LM_JOB_CANCEL)
 
+    def leave(self) -> None:
+        """Give the job up; what has begun ends unwatched."""
+        self._end(lib.LM_JOB_LEAVE)
+
     def detach(self) -> None:
         """Let the job run on unwatched."""
         self._end(lib.LM_JOB_DETACH)
@@ -485,7 +489,9 @@ class RegionHandle:
         self.pointer = ffi.gc(out[0], lib.lm_region_close)
         self.address = int(ffi.cast(_UINTPTR, lib.lm_region_addr(self.pointer)))
         self.chunk_bytes = int(lib.lm_region_chunk_bytes(self.pointer))
+        self.chunks = -(-obj.nbytes // self.chunk_bytes)
         self.failures = lib.lm_region_failures(self.pointer)
+        self._resident = lib.lm_region_resident(self.pointer)
         self.released = False
         self._tracking_pid = os.getpid() if is_tracked else 0
 
@@ -493,6 +499,11 @@ class RegionHandle:
     def is_tracked(self) -> bool:
         """Whether a snapshot may hold what is written; a forked child's writes none."""
         return self._tracking_pid == os.getpid()
+
+    @property
+    def resident(self) -> int:
+        """How many chunks are in memory."""
+        return self._resident[0]  # type: ignore[no-any-return]
 
     def dirty(self) -> int:
         """Return how many chunks were written since the last snapshot."""
@@ -553,6 +564,19 @@ class RegionHandle:
     def advise(self, advice: str) -> None:
         """Say how the object is going to be accessed."""
         lib.lm_region_advise(self.pointer, ADVICE[advice])
+
+    def prefetch_chunks(self, chunks: Any, *, is_urgent: bool) -> Job | None:
+        """Fill chunks, given by a contiguous array of 64-bit numbers, in their order.
+
+        Nobody is to wait for the job.  There is none if there is little to do.
+        """
+        out, numbers = ffi.new(_JOB_OUT), ffi.from_buffer("uint64_t[]", chunks)
+        code = lib.lm_region_prefetch_chunks(
+            self.pointer, numbers, len(numbers), is_urgent, out
+        )
+        if code < 0:
+            raise _os_error(code, self.object.path)
+        return Job(out[0], self.object.path) if out[0] != ffi.NULL else None
 
     def evict(self, offset: int, nbytes: int) -> int:
         """Drop the chunks that lie in a byte range; return how many bytes they had."""
@@ -874,6 +898,11 @@ def has_pager() -> bool:
 def user_mode_only() -> bool:
     """Return whether the process's userfaultfd serves user-mode faults only."""
     return bool(lib.lm_pager_mode() == lib.LM_UFFD_USER_ONLY)
+
+
+def memory_available() -> int:
+    """Return the bytes that can be had without anything being swapped out."""
+    return int(lib.lm_memory_available())
 
 
 def uffd_features(bits: int) -> dict[str, bool]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
-from lazymem import _engine
+from lazymem import _engine, gather
 from lazymem.attrs import Attrs
 from lazymem.errors import ClosedError
 from lazymem.progress import Progress, meter
@@ -24,6 +24,12 @@ try:
     from numpy.lib.array_utils import byte_bounds
 except ImportError:  # numpy 1
     from numpy import byte_bounds  # type: ignore[attr-defined,no-redef]
+
+
+_GATHER_BYTES_MIN = 64 << 20
+"""That are filled ahead without a look at what memory there is,"""
+_GATHER_SHARE = 4
+"""of which more are to take no more than this part."""
 
 
 @dataclass(eq=False)
@@ -43,6 +49,26 @@ class Binding:
         self.failures = self.region.failures if self.region else _engine.NO_FAILURES
         self.chunk_bytes = (self.region or self.info).chunk_bytes
         """What is filled as one: the object's chunk, or a page of them."""
+        self._looks_in_vain = self._looks_to_spare = self._resident_then = 0
+
+    def is_look_spared(self, resident: int) -> bool:
+        """Return whether gathers are likely to find all in memory, as those before did.
+
+        A look costs as much as a small gather from memory.  So, as long as no chunk
+        comes to memory, they become rare after the first few in vain.
+        """
+        if resident != self._resident_then:
+            self._looks_in_vain = self._looks_to_spare = 0
+        elif self._looks_to_spare:
+            self._looks_to_spare -= 1
+            return True
+        return False
+
+    def has_looked(self, resident: int, *, in_vain: bool) -> None:
+        """Note what became of a look, before which so many chunks were in memory."""
+        self._resident_then = resident
+        self._looks_in_vain = min(self._looks_in_vain + 1, 100) if in_vain else 0
+        self._looks_to_spare = self._looks_in_vain**2 // 8
 
     def before(self) -> int:
         """Return what `failures.begun` must still be after an operation."""
@@ -230,6 +256,50 @@ class LazyArray(np.ndarray[Any, Any]):
         low, high = self._byte_range()
         return region.prefetch(low, high - low)
 
+    def _gather_job(
+        self, find: Callable[..., gather.Chunks | None], *index: Any
+    ) -> _engine.Job | None:
+        """Start to fill the chunks that an index reads, if some are not in memory.
+
+        Whatever is in the way of it, the reader fills them all the same.
+        """
+        binding = self._binding
+        region = binding.region if binding else None
+        if binding is None or region is None:
+            return None
+        resident = region.resident
+        if resident >= region.chunks or binding.is_look_spared(resident):
+            return None
+        job = self._start_gather(region, find, index)
+        binding.has_looked(resident, in_vain=job is None)
+        return job
+
+    def _start_gather(
+        self,
+        region: _engine.RegionHandle,
+        find: Callable[..., gather.Chunks | None],
+        index: tuple[Any, ...],
+    ) -> _engine.Job | None:
+        address = self.__array_interface__["data"][0]
+        layout = gather.Layout(
+            address - region.address,
+            self.shape,
+            self.strides,
+            self.itemsize,
+            region.chunk_bytes,
+            region.chunks,
+        )
+        try:
+            chunks = find(layout, *index)
+            if chunks is None:
+                return None
+            if len(chunks) * region.chunk_bytes > _GATHER_BYTES_MIN:
+                nbytes = _engine.memory_available() // _GATHER_SHARE
+                chunks = chunks[: nbytes // region.chunk_bytes]
+            return region.prefetch_chunks(chunks, is_urgent=True)
+        except (OSError, MemoryError, IndexError):  # as_strided() leads anywhere
+            return None
+
     def _closed_error(self, region: _engine.RegionHandle) -> ClosedError:
         what = f"array {self.name!r}"
         return closed_error(region.object.path, what, region.object.gone)
@@ -317,12 +387,37 @@ class LazyArray(np.ndarray[Any, Any]):
         before = failures.over
         if before != failures.begun:
             before = binding.before()
-        result = super().__getitem__(index)
+        job, kind = None, type(index)
+        if not (
+            _ARRAYS.isdisjoint(map(type, index))
+            if kind is tuple
+            else kind not in _ARRAYS
+        ):
+            job = self._gather_job(gather.touched, index)
+        try:
+            result = super().__getitem__(index)
+        finally:
+            if job is not None:
+                job.leave()
         if failures.begun != before:
             self._raise_failure(binding)
         if type(result) is LazyArray and result._binding is None:
             return result.view(np.ndarray)
         return result
+
+    def take(
+        self, indices: Any, axis: Any = None, out: Any = None, mode: Any = "raise"
+    ) -> Any:
+        """Return elements by their numbers; see `numpy.ndarray.take`."""
+        job = None
+        if mode == "raise" and (axis is None or isinstance(axis, int)):
+            job = self._gather_job(gather.taken, indices, axis)
+        take = super().take
+        try:
+            return _plain(self._checked(lambda: take(indices, axis, out, mode)))
+        finally:
+            if job is not None:
+                job.leave()
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._checked(lambda: super(LazyArray, self).__setitem__(index, value))
@@ -388,6 +483,10 @@ class LazyArray(np.ndarray[Any, Any]):
             state = f"{resident} of {count} chunks resident"
         kind = "LazyArray" if self.flags.writeable else "LazyArray, read-only"
         return f"<{kind} {binding.info.name!r}: {self.shape} {self.dtype}, {state}>"
+
+
+_ARRAYS = frozenset((np.ndarray, list, LazyArray))
+"""What makes an index an advanced one."""
 
 
 def _reduction(name: str) -> Callable[..., Any]:

@@ -83,6 +83,31 @@ class RegionStats:
 
 
 @dataclass(frozen=True)
+class WarmStats:
+    """What has become of the working set that a store was opened with.
+
+    Nothing tells which of the chunks filled ahead were used.  So every 16th of a set is
+    not filled ahead: how many of those are in memory later tells which share of the set
+    was used.  That is an estimate, and worth nothing with a handful of samples; it
+    is too high where samples came to memory in another way, by ``load()``, a prefetch
+    or an index array, and too low where they were evicted.  Arrays that are
+    no longer open do not count.
+    """
+
+    chunks: int
+    """In the set: those filled ahead, and the samples."""
+    sampled: int
+    """Of these, left to whoever touches them."""
+    touched: int
+    """Of the samples, in memory by now."""
+
+    @property
+    def used(self) -> float | None:
+        """Estimated share of the set that was used, 0 to 1; None without samples."""
+        return self.touched / self.sampled if self.sampled else None
+
+
+@dataclass(frozen=True)
 class StoreStats:
     """What a store's open arrays have cost so far."""
 
@@ -90,6 +115,8 @@ class StoreStats:
     """Each array that is open, by name."""
     engine: dict[str, int]
     """Counters of the whole process: userfaultfd calls and answers, threads, arenas."""
+    warm: WarmStats | None = None
+    """What became of the working set; None: the store was opened without one."""
 
     @property
     def bytes_resident(self) -> int:

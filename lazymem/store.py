@@ -23,6 +23,7 @@ from lazymem.encoding import Encoding
 from lazymem.errors import LazyMemError, LazyMemWarning, LockError, ObjectNotFoundError
 from lazymem.progress import Progress, meter
 from lazymem.stats import Commit, StoreStats, region_stats
+from lazymem.warm import WorkingSet, record, record_path
 from lazymem.workspace import Workspace, listing
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Store(Mapping[str, LazyArray]):
     ) -> None:
         _check_pages(pages)
         _engine.start_pager()
-        self._open(_open_in_memory(spill), "r+", None, "raise", pages)
+        self._open(_open_in_memory(spill), "r+", None, "raise", pages, None)
 
     def _open(
         self,
@@ -92,6 +93,7 @@ class Store(Mapping[str, LazyArray]):
         at: SnapshotRef | None,
         on_error: OnError,
         pages: Pages,
+        warm: str | None,
     ) -> None:
         self._path, self._handle = handle.path, handle
         self._workspace: Workspace | None = None
@@ -106,6 +108,11 @@ class Store(Mapping[str, LazyArray]):
             self._workspace = Workspace(handle, self._content, self._arrays)
             if self._path != _MEMORY:
                 weakref.finalize(self, _warn_of_loss, self._workspace)
+        self._working_set: WorkingSet | None = None
+        if warm is not None:
+            self._working_set = WorkingSet(
+                record_path(self._path, warm), self.commit.store_id
+            )
         torn = handle.commit.torn_bytes
         if torn and (mode == "r+" or not files.has_writer(self._path)):
             warnings.warn(
@@ -122,11 +129,14 @@ class Store(Mapping[str, LazyArray]):
             if self._closed:
                 raise closed_error(self._path, f"store[{name!r}]")
             array = self._arrays.get(name)
-            if array is None:
-                info = self.info(name)
-                obj = manifest.open_object(self._handle, info) if info.nbytes else None
-                info = replace(info, attrs=self._attrs_of(info))
-                array = self._arrays.open(info, obj)
+            if array is not None:
+                return array
+            info = self.info(name)
+            obj = manifest.open_object(self._handle, info) if info.nbytes else None
+            info = replace(info, attrs=self._attrs_of(info))
+            array = self._arrays.open(info, obj)
+        if self._working_set and array._binding and array._binding.region:
+            self._working_set.start(array._binding.region, info)
         return array
 
     def __setitem__(self, name: str, value: npt.ArrayLike | os.PathLike[str]) -> None:
@@ -207,7 +217,59 @@ class Store(Mapping[str, LazyArray]):
         arrays = {
             region.object.name: region_stats(region.stats()) for region in regions
         }
-        return StoreStats(arrays=arrays, engine=_engine.pager_stats())
+        working_set = self._working_set
+        return StoreStats(
+            arrays=arrays,
+            engine=_engine.pager_stats(),
+            warm=working_set.stats() if working_set else None,
+        )
+
+    def record(self, name: str) -> int:
+        """Write down which chunks are in memory, for a later ``open(path, warm=name)``.
+
+        Parameters
+        ----------
+        name : str
+            A name for this working set, without slashes.  The record is a small file
+            beside the store, ``<path>.<name>.warm``; one of that name is replaced.
+
+        Returns
+        -------
+        int
+            Chunks that are in it.
+
+        Raises
+        ------
+        ValueError
+            If the name can't be part of a file's, or the store has no file.
+        OSError
+            If the record can't be written, or the store's path leads nowhere by now.
+        ClosedError
+            If the store is closed.
+
+        Notes
+        -----
+        Touches no page.  What is recorded is what is in memory of the arrays that are
+        held, whether it was touched or filled ahead: record a run that was opened
+        without ``warm=`` to have no more than what it needs.
+
+        Examples
+        --------
+        >>> import numpy as np, lazymem as lm
+        >>> _ = lm.save("big.lzm", {"x": np.arange(10_000_000)})
+        >>> with lm.open("big.lzm", warm="start") as store:  # the first time: nothing
+        ...     x = store["x"]
+        ...     print(x[::1_000_000].sum(), store.record("start"))
+        45000000 10
+        """
+        self._check_open("record()")
+        file = record_path(self._path, name)
+        if self._path == _MEMORY:
+            raise ValueError("a store in memory has no file, and so no working sets")
+        os.stat(self._path)  # a relative path may lead elsewhere by now
+        with self._arrays.lock:
+            regions = self._arrays.regions()
+        return record(file, self.commit.store_id, regions)
 
     def blocks(
         self, name: str, *, block_bytes: int = 64 << 20, progress: Progress = None
@@ -914,6 +976,7 @@ def open(
     at: SnapshotRef | None = None,
     on_error: OnError = "raise",
     pages: Pages = None,
+    warm: str | None = None,
 ) -> Store:
     """Open a store file.
 
@@ -942,6 +1005,14 @@ def open(
         enough, and else ordinary pages, with a warning.  An array smaller than such a
         page has ordinary pages in any case, and so have all arrays in a forked child.
         Default: ordinary pages.
+    warm : str, optional
+        A working set that :meth:`Store.record` has written: its chunks are filled in
+        the background, in the file's order, as soon as an array is first asked for,
+        as far as they take no more than half of the memory available.  Who touches a
+        chunk does not wait for the others.  No such record: nothing happens.  One of
+        another store, a damaged one, or the part of an array that has another form by
+        now, is ignored, with a LazyMemWarning.  For the modes ``"r"``, ``"c"`` and
+        ``"r+"``.
 
     Returns
     -------
@@ -987,16 +1058,20 @@ def open(
             f"at={at!r} is for the modes 'r' and 'c'; to go on from a snapshot, open "
             "the store with 'r+' and restore() it"
         )
+    if warm is not None:
+        if mode not in ("r", "c", "r+"):
+            raise ValueError(f"warm={warm!r} is not for the new store of mode {mode!r}")
+        record_path(path, warm)
     file = os.fspath(path)
     _engine.start_pager()  # its threads get ready while the file is looked at
     store = Store.__new__(Store)
     if mode == "r" or mode == "c":
-        store._open(_engine.StoreHandle(file), mode, at, on_error, pages)
+        store._open(_engine.StoreHandle(file), mode, at, on_error, pages, warm)
     elif mode == "r+":
-        store._open(_open_for_writing(file), "r+", None, on_error, pages)
+        store._open(_open_for_writing(file), "r+", None, on_error, pages, warm)
     else:
         handle = _open_new(file, may_replace=mode == "w")
-        store._open(handle, "r+", None, on_error, pages)
+        store._open(handle, "r+", None, on_error, pages, None)
     return store
 
 

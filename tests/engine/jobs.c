@@ -222,7 +222,8 @@ static int note_order(void *context, uint64_t step_idx, struct lm__scratch *scra
 static void test_urgent_steps_go_first(void)
 {
     struct lm__job_spec many = {.step = wait_then_count, .steps = 1000};
-    struct lm__job_spec urgent = {.step = note_order, .steps = 1, .is_urgent = 1};
+    struct lm__job_spec urgent = {
+        .step = note_order, .steps = 1, .priority = LM_JOB_URGENT};
     lm_job *job, *jobs[3];
     CHECK_EQ(lm__job_start(&many, &job), 0);
     for (int i = 0; i < 3; i++)

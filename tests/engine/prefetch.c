@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause
- * Does prefetch fill just the chunks of its range, alone or beside threads that touch them,
+ * Does prefetch fill just the chunks of its range or list, alone or beside threads that touch them,
  * and tell what it could not fill?
  */
 #define _GNU_SOURCE
@@ -88,6 +88,80 @@ static void test_error_is_the_jobs_and_the_chunk_heals(void)
     lm_region_close(g_region);
 }
 
+static lm_job *prefetch_listed(uint64_t first, uint64_t step, uint64_t count)
+{
+    uint64_t list[CHUNKS];
+    lm_job *job;
+    for (uint64_t i = 0; i < count; i++)
+        list[i] = first + i * step;
+    CHECK_EQ(lm_region_prefetch_chunks(g_region, list, count, 1, &job), 0);
+    return job;
+}
+
+static void test_lists(void)
+{
+    static const uint64_t beyond[] = {1, CHUNKS}, none[CHUNKS + 1];
+    struct lm_region_stats stats;
+    lm_job *job;
+    CHECK_EQ(test_region_open(&g_store, &g_region), 0);
+    const uint64_t *resident = lm_region_resident(g_region);
+    CHECK(!prefetch_listed(0, 1, 0));
+    CHECK(!prefetch_listed(5, 1, 1)); /* a touch does as well */
+    CHECK_EQ(lm_region_prefetch_chunks(g_region, beyond, 2, 0, &job), -EINVAL);
+    CHECK_EQ(lm_region_prefetch_chunks(g_region, none, CHUNKS + 1, 0, &job), -EINVAL);
+    CHECK_EQ(*resident, 0);
+    test_finish(prefetch_listed(1, 3, 33));
+    CHECK_EQ(*resident, 33);
+    for (uint64_t i = 0; i < CHUNKS; i++)
+        CHECK_EQ(lm_region_residency(g_region, i, 1, NULL), i % 3 == 1 && i < 99);
+    CHECK(!prefetch_listed(0, 1, 2)); /* one of them is there */
+    test_finish(prefetch_listed(99, -(uint64_t)1, CHUNKS));
+    CHECK_EQ(*resident, CHUNKS);
+    CHECK(!prefetch_listed(0, 1, CHUNKS));
+    CHECK(test_same(lm_region_addr(g_region), g_store.data, BYTES));
+    lm_region_stats(g_region, &stats);
+    CHECK_EQ(stats.fills, CHUNKS);
+    CHECK_EQ(stats.faults, 0);
+    lm_region_release(g_region);
+    CHECK(!prefetch_listed(0, 1, CHUNKS));
+    lm_region_close(g_region);
+}
+
+static void test_lists_beside_touchers(void)
+{
+    for (int round = 0; round < 20; round++) {
+        pthread_t threads[3];
+        CHECK_EQ(test_region_open(&g_store, &g_region), 0);
+        for (uintptr_t i = 0; i < 3; i++)
+            threads[i] = test_thread(touch, (void *)(i + 1 + 3 * (uintptr_t)round));
+        lm_job *jobs[] = {prefetch_listed(0, 1, CHUNKS), prefetch_listed(0, 2, 50)};
+        for (int i = 0; i < 2; i++)
+            if (jobs[i])
+                lm_job_close(jobs[i], round % 2 ? LM_JOB_LEAVE : LM_JOB_DETACH);
+        for (int i = 0; i < 3; i++)
+            pthread_join(threads[i], NULL);
+        CHECK(test_same(lm_region_addr(g_region), g_store.data, BYTES));
+        lm_region_close(g_region);
+    }
+}
+
+/* Whoever could touch it is gone: the rest is not filled. */
+static void test_a_list_ends_with_its_region(void)
+{
+    struct lm_pager_stats before, after;
+    CHECK_EQ(test_region_open(&g_store, &g_region), 0);
+    lm_pager_stats(&before);
+    lm_inject(LM_INJECT_READ, 0, -1, LM_INJECT_HANG);
+    lm_job *job = prefetch_listed(0, 1, CHUNKS);
+    lm_region_close(g_region);
+    lm_inject(LM_INJECT_READ, 0, 0, 0);
+    while (!lm_job_wait(job, 1000))
+        ;
+    lm_pager_stats(&after);
+    lm_job_close(job, LM_JOB_CANCEL);
+    CHECK(after.copies - before.copies < CHUNKS / 2);
+}
+
 int main(void)
 {
     struct lm_encoding enc = {.object_bytes = BYTES,
@@ -102,6 +176,9 @@ int main(void)
     test_ranges();
     test_beside_touchers();
     test_error_is_the_jobs_and_the_chunk_heals();
+    test_lists();
+    test_lists_beside_touchers();
+    test_a_list_ends_with_its_region();
     test_store_close(&g_store);
     return TEST_OK;
 }
