@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import subprocess
@@ -20,7 +21,20 @@ CASES = {
     "touched": ["sum of all: np.asarray(a)", "100,000 scalars: memmap"],
     "memory": ["nothing", "1 % of the rows, random", "everything", "4 GB"],
     "size": ["weather, lz4", "timestamps, zstd 3", "noise, zstd 3", "land mask, lz4"],
-    "read": ["10,000 random elements", "200 random rows", "one column", "sum of all"],
+    "read": [
+        "memmap",
+        "a page fault, two cores",
+        "file, MiB",
+        "zstd, decoding, one core",
+        "10,000 random elements, cold",
+        "10,000 random elements, again",
+        "10,000 elements, in one call, cold",
+        "200 random rows, cold",
+        "one column, cold",
+        "sum of all, warm",
+        "peak of the sum",
+        "two processes",
+    ],
     "chunks": ["16 KiB", "128 KiB"],
     "writes": [
         "write fault, and unprotecting the chunk",
@@ -43,6 +57,19 @@ def run(script: str, *args: Any) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function that runs a benchmark, once: its file, and what it printed."""
+    folder = tmp_path_factory.mktemp("results")
+
+    @functools.cache
+    def run_once(name: str) -> tuple[Path, str]:
+        out = folder / f"{name}.json"
+        return out, run(f"bench_{name}.py", "--smoke", "--out", out)
+
+    return run_once
+
+
 def numbers(value: Any) -> list[float]:
     """Return all numbers of a column."""
     if isinstance(value, dict):
@@ -58,10 +85,9 @@ def test_every_benchmark_is_tested() -> None:
 @pytest.mark.slow
 @pytest.mark.needs_uffd
 @pytest.mark.parametrize("name", CASES)
-def test_smoke_run_has_all_rows_and_rivals_agree(name: str, tmp_path: Path) -> None:
+def test_smoke_run_has_all_rows_and_rivals_agree(name: str, smoke: Any) -> None:
     pytest.importorskip("global_land_mask")
-    out = tmp_path / "result.json"
-    table = run(f"bench_{name}.py", "--smoke", "--out", out)
+    out, table = smoke(name)
 
     result = json.loads(out.read_text())
     assert result["benchmark"] == name
@@ -75,6 +101,17 @@ def test_smoke_run_has_all_rows_and_rivals_agree(name: str, tmp_path: Path) -> N
         assert all(math.isclose(first, x, rel_tol=1e-5) for x in others), row
         assert all(math.isfinite(x) for v in row.values() for x in numbers(v)), row
         assert f"| {row['case']} |" in table
+
+
+@pytest.mark.slow
+@pytest.mark.needs_uffd
+def test_a_part_of_a_benchmark_can_be_chosen(tmp_path: Path) -> None:
+    out = tmp_path / "read.json"
+    some = ("--peers", "memmap,lazymem_lz4", "--ops", "rows", "--sets", "weather")
+    run("bench_read.py", "--smoke", *some, "--out", out)
+    cases = [row["case"] for row in json.loads(out.read_text())["rows"]]
+    rows = ["200 random rows, cold", "200 random rows, again"]
+    assert cases == ["memmap", "lazymem_lz4", *rows]
 
 
 def test_report_prints_the_figures_of_the_results() -> None:
