@@ -36,6 +36,7 @@ CASES = {
         "two processes",
     ],
     "chunks": ["16 KiB", "128 KiB"],
+    "scale": ["1 MB", "16 TiB", "1 array", "1 MiB", "scattered in 16 TiB"],
     "writes": [
         "write fault, and unprotecting the chunk",
         "random rows of 64 KiB, first pass",
