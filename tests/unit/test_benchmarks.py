@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,21 @@ def test_smoke_run_has_all_rows_and_rivals_agree(name: str, smoke: Any) -> None:
         assert all(math.isclose(first, x, rel_tol=1e-5) for x in others), row
         assert all(math.isfinite(x) for v in row.values() for x in numbers(v)), row
         assert f"| {row['case']} |" in table
+
+
+@pytest.mark.slow
+@pytest.mark.needs_uffd
+def test_new_results_can_be_reported_and_drawn(smoke: Any, tmp_path: Path) -> None:
+    pytest.importorskip("global_land_mask")
+    pytest.importorskip("matplotlib")
+    for path in RESULTS.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    for name in ("read", "scale"):
+        shutil.copy(smoke(name)[0], tmp_path)
+    assert "| sum of all, cold, s | 0" in run("report.py", tmp_path)
+    run("plot.py", tmp_path)
+    for name in ("read", "scale"):
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
 
 
 @pytest.mark.slow
