@@ -488,7 +488,8 @@ def _add_times(
 
 
 def _add_peak(run: _Run, found: Found) -> None:
-    mib = {name: [x["peak"] / MIB for x in xs] for name, xs in found.items()}
+    readers = {name: xs for name, xs in found.items() if name != "ndarray"}
+    mib = {name: [x["peak"] / MIB for x in xs] for name, xs in readers.items()}
     highest = {name: max(xs) for name, xs in mib.items()}
     bounds = run.bounds("peak", highest)
     if "peak" in run.of.bounds and "lazymem_evicting" in highest:
