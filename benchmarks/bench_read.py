@@ -128,7 +128,7 @@ class Set:
     nbytes: int
     rounds: int
     asked: tuple[str, ...]
-    bounds: Mapping[str, tuple[float, float]]
+    bounds: Mapping[str, tuple[float | None, float]]
 
 
 _SETS = (
@@ -154,7 +154,7 @@ _SETS = (
         3,
         ("elements", "rows", "sum"),
         {
-            "file, MiB": (3, 3),
+            "file, MiB": (None, 3),
             "10,000 random elements, cold": (0.3, 0.3),
             "200 random rows, cold": (0.15, 0.15),
             "sum of all, cold": (0.35, 0.35),
@@ -374,7 +374,7 @@ class _Run:
         """Return what was found and hoped for, of lz4 and zstd."""
         hoped = zip(_OURS, self.of.bounds.get(key, ()))
         ours = {codec: (found.get(f"lazymem_{codec}"), most) for codec, most in hoped}
-        return {codec: pair for codec, pair in ours.items() if pair[0] is not None}
+        return {codec: pair for codec, pair in ours.items() if None not in pair}
 
 
 def _pack(run: _Run) -> None:
