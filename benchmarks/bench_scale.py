@@ -6,12 +6,11 @@ chunk lies in leaves of 16 KiB, which come when one of their chunks is touched; 
 index is a tree of pages for 1,024 entries, three levels deep at most.  So 16 TiB open
 as quickly as 1 MB, and a first touch far from all others reads two index pages, some 10
 us each, and takes 40 KiB.  A chunk that was never written is a fault and a lookup, and
-no more.
-*Objects*: they are listed in a JSON text of some 150 bytes each, which is decoded as a
-whole when a store is opened, 5 to 10 us each: what is constant in the size is linear
-here, 10 s and 1 GB for a million.  A new array takes a slot of an arena that is there,
-some 50 us.  *Giving back*: what the kernel takes to free pages, 0.1 us each, 25 us a
-MiB.
+no more.  *Objects*: they are listed in a JSON text of some 150 bytes each, which is
+decoded as a whole when a store is opened, 3 us and 1 KiB each: what is constant in the
+size is linear here, 4 s and 1 GB for a million.  A new array takes a slot of an arena
+that is there, some 30 us.  *Giving back*: what the kernel takes to free pages, 0.3 us
+each, 80 us a MiB.
 
 There is no rival but lazymem of another size; for giving back, MADV_DONTNEED on as much
 private memory.  Each figure is from a fresh process, the file in the page cache.

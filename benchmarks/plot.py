@@ -187,7 +187,7 @@ def _lines(
             [row[x] for row in rows], ys, "o-", color=color, ms=3, lw=1.2, label=label
         )
     low, high = ax.get_ylim()
-    ax.set_ylim(low / 3, high * 3)
+    ax.set_ylim(low / 5, high * 3)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(_short))
         axis.set_minor_formatter(NullFormatter())
