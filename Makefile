@@ -10,6 +10,8 @@ BIN = $(VENV)/bin
 C_FILES = ext/*.c ext/*.h tests/engine/*.c tests/engine/*.h tests/stress/*.c tests/stress/*.h \
     tests/crash/*.c benchmarks/*.c
 ENGINE_TESTS = tests/engine tests/stress/test_stress.py::test_stress_of_the_engine
+# Where the figures of a bench go; the README's are of benchmarks/results.
+RESULTS = build/bench
 SECONDS = 60
 DEPTH = 200
 SEED =
@@ -66,8 +68,11 @@ stress: $(VENV)/test.done ## everything at once: SECONDS=60 for each layer, SEED
 	LAZYMEM_STRESS_SECONDS=$(SECONDS) LAZYMEM_STRESS_SEED=$(SEED) \
 	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/stress
 
-bench: $(VENV)/bench.done ## measure beside the peers; minutes
-	for b in benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done
+bench: $(VENV)/bench.done ## measure beside the peers, an hour or more: RESULTS=build/bench
+	mkdir -p $(RESULTS)
+	for b in benchmarks/bench_*.py; do n=$$(basename $$b .py); \
+	    $(BIN)/python $$b --out $(RESULTS)/$${n#bench_}.json || exit 1; done
+	$(BIN)/python benchmarks/plot.py $(RESULTS)
 
 bench-smoke: $(VENV)/bench.done ## the same with small data, to see that it runs
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b --smoke || exit 1; done

@@ -24,11 +24,8 @@ beside an ``lm.save`` of another array, which shows what busy cores do to them.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sysconfig
 import threading
 import time
 from collections.abc import Callable
@@ -58,8 +55,6 @@ _FIXED_S_MAX = 0.02
 _GROWTH_MAX = 1.01
 _RESTORE_MS_MAX = 5.0
 _STALL_P99_US_MAX = 1000.0
-_CANNOT = 77
-"""Exit code of write_floor.c."""
 
 Array = np.ndarray[Any, Any]
 
@@ -89,19 +84,11 @@ def _spread_of(values: list[float], factor: float = 1.0) -> harness.Spread:
 
 
 def _measure_floor(bench: Bench) -> None:
-    program = bench.folder / "write_floor"
-    source = Path(__file__).with_name("write_floor.c")
-    cc = (sysconfig.get_config_var("CC") or "cc").split()
-    harness.output_of([*cc, "-O2", "-pthread", str(source), "-o", str(program)])
-    found = []
-    for _ in range(bench.pick(5, 1)):
-        done = subprocess.run(
-            [program, str(_CHUNK_BYTES)], stdout=subprocess.PIPE, text=True, check=False
-        )
-        if done.returncode == _CANNOT:
-            return
-        done.check_returncode()
-        found.append(json.loads(done.stdout))
+    program = harness.compile_c("write_floor.c", bench.folder)
+    rounds = bench.pick(5, 1)
+    found = [harness.json_of(program, _CHUNK_BYTES) for _ in range(rounds)]
+    if None in found:
+        return
     bench.add(
         "the kernel's part: a chunk of 128 KiB is written to, without lazymem",
         "write fault, and unprotecting the chunk",

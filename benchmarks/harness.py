@@ -18,16 +18,21 @@ import math
 import mmap
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 MIB = 1 << 20
 GIB = 1 << 30
+CANNOT = 77
+"""Exit code of a C program: the kernel can't."""
 
 _VERSIONS_OF = (
     "numpy",
@@ -39,6 +44,8 @@ _VERSIONS_OF = (
     "zarr",
     "icechunk",
     "joblib",
+    "tensorstore",
+    "safetensors",
 )
 
 Spread = dict[str, float]
@@ -60,8 +67,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Return the spread of the ratios, round by round."""
-    return spread([a / b for a, b in zip(ours, theirs, strict=True)])
+    """Return the spread of the ratios, of the rounds that both took part in."""
+    return spread([a / b for a, b in zip(ours, theirs)])
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -71,15 +78,24 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def interleave(
-    rounds: int, rivals: Mapping[str, Callable[[], Any]]
+    rounds: int,
+    rivals: Mapping[str, Callable[[], Any]],
+    seconds_max: float = math.inf,
 ) -> dict[str, list[Any]]:
-    """Call all rivals in each round, in rotating order, and return their results."""
+    """Call all rivals in each round, in rotating order, and return their results.
+
+    A rival that has taken `seconds_max` in all has no part in later rounds.
+    """
     results: dict[str, list[Any]] = {name: [] for name in rivals}
+    spent = dict.fromkeys(rivals, 0.0)
     names = list(rivals)
     for i in range(rounds):
         turn = i % len(names)
         for name in names[turn:] + names[:turn]:
-            results[name].append(rivals[name]())
+            if i == 0 or spent[name] < seconds_max:
+                start = time.perf_counter()
+                results[name].append(rivals[name]())
+                spent[name] += time.perf_counter() - start
     return results
 
 
@@ -102,19 +118,51 @@ def output_of(command: Sequence[Any], env: Mapping[str, str] | None = None) -> s
     return done.stdout
 
 
-def drop_from_page_cache(path: str | os.PathLike[str]) -> None:
-    """Make the next read of a file come from the disk.  Needs no rights."""
+def sync(path: str | os.PathLike[str], drop: bool = False) -> None:
+    """Have a file on the disk; and, to `drop` it, not in the page cache any more."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)  # dirty pages can't be dropped
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.fsync(fd)
+        if drop:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
+
+
+def drop_from_page_cache(path: str | os.PathLike[str]) -> None:
+    """Make the next read of a file come from the disk.  Needs no rights."""
+    sync(path, drop=True)  # dirty pages can't be dropped
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def have(package: str) -> bool:
     """Return whether a rival is installed."""
     return importlib.util.find_spec(package) is not None
+
+
+def compile_c(source: str, folder: Path) -> Path:
+    """Compile a C program that lies beside the benchmarks; return the program."""
+    path, program = Path(__file__).with_name(source), folder / Path(source).stem
+    cc = (sysconfig.get_config_var("CC") or "cc").split()
+    output_of([*cc, "-O2", "-pthread", str(path), "-o", str(program)])
+    return program
+
+
+def json_of(program: Path, *args: Any) -> Any:
+    """Run a C program that prints JSON; None if it says that the kernel can't."""
+    command = [str(word) for word in (program, *args)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == CANNOT:
+        return None
+    done.check_returncode()
+    return json.loads(done.stdout)
 
 
 # ---- memory
@@ -154,11 +202,16 @@ class Bench:
         Sizes are to be small: the run is to show that all works, not how fast.
     folder : pathlib.Path
         A temporary folder, emptied afterwards.
+    chosen : mapping
+        What is to be measured, of each kind that the benchmark lets one choose.
     """
 
-    def __init__(self, smoke: bool, folder: Path) -> None:
+    def __init__(
+        self, smoke: bool, folder: Path, chosen: Mapping[str, Sequence[str]]
+    ) -> None:
         self.smoke = smoke
         self.folder = folder
+        self.chosen = chosen
         self.rows: list[dict[str, Any]] = []
 
     def pick(self, full: int, smoke: int) -> int:
@@ -171,7 +224,7 @@ class Bench:
         case: str,
         answers: Mapping[str, Any],
         *,
-        at_most: tuple[float, float] | None = None,
+        at_most: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
         **values: Any,
     ) -> None:
         """Add a row.
@@ -184,7 +237,7 @@ class Bench:
             What was measured.
         answers : mapping
             What each rival answered, as numbers.
-        at_most : (float, float), optional
+        at_most : (float, float), or a mapping from names to such, optional
             What was found, and what was hoped for.
         **values
             Columns: numbers, strings, or spreads.  A name ends with its unit.
@@ -197,8 +250,12 @@ class Bench:
         if not agree(list(answers.values())):
             raise ValueError(f"{table}, {case}: the answers differ: {dict(answers)}")
         row = {"table": table, "case": case, **values}
-        if at_most is not None:
-            row |= {"target": at_most[1], "met": at_most[0] <= at_most[1]}
+        bounds = at_most if isinstance(at_most, Mapping) else {"": at_most}
+        for name, bound in bounds.items():
+            if bound is not None:
+                label = f"{name}_" if name else ""
+                row[f"{label}target"] = bound[1]
+                row[f"{label}met"] = bound[0] <= bound[1]
         self.rows.append(row | {"answers": dict(answers)})
         print(".", end="", file=sys.stderr, flush=True)
 
@@ -293,8 +350,11 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def main(measure: Callable[[Bench], None]) -> None:
-    """Run a benchmark as a program; see ``--help``."""
+def main(measure: Callable[[Bench], None], **choices: Sequence[str]) -> None:
+    """Run a benchmark as a program; see ``--help``.
+
+    Each of the choices becomes an option: which of them to measure, default all.
+    """
     module = sys.modules["__main__"]
     doc = (module.__doc__ or "").strip()
     parser = argparse.ArgumentParser(
@@ -305,13 +365,22 @@ def main(measure: Callable[[Bench], None]) -> None:
         "--out", type=Path, metavar="FILE.json", help="write the result"
     )
     parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
+    for kind, names in choices.items():
+        parser.add_argument(
+            f"--{kind}",
+            type=_some_of(names),
+            default=names,
+            metavar="A,B",
+            help=f"measure only these {kind}: {', '.join(names)}",
+        )
     options = parser.parse_args()
     if options.call:
         name, args = options.call
         print(json.dumps(getattr(module, name)(*json.loads(args))))
         return
     with tempfile.TemporaryDirectory(prefix="lazymem-bench-") as folder:
-        bench = Bench(options.smoke, Path(folder))
+        chosen = {kind: getattr(options, kind) for kind in choices}
+        bench = Bench(options.smoke, Path(folder), chosen)
         measure(bench)
     print(file=sys.stderr)
     print(bench.markdown())
@@ -325,6 +394,17 @@ def main(measure: Callable[[Bench], None]) -> None:
         }
         text = json.dumps(result, indent=1, default=float) + "\n"
         options.out.write_text(_rounded(text))
+
+
+def _some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        given = text.split(",")
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"no such name: {', '.join(unknown)}")
+        return [name for name in names if name in given]
+
+    return parse
 
 
 def _rounded(text: str) -> str:

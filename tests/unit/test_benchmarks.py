@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +22,22 @@ CASES = {
     "touched": ["sum of all: np.asarray(a)", "100,000 scalars: memmap"],
     "memory": ["nothing", "1 % of the rows, random", "everything", "4 GB"],
     "size": ["weather, lz4", "timestamps, zstd 3", "noise, zstd 3", "land mask, lz4"],
-    "read": ["10,000 random elements", "200 random rows", "one column", "sum of all"],
+    "read": [
+        "memmap",
+        "a page fault, two cores",
+        "file, MiB",
+        "zstd, decoding, one core",
+        "10,000 random elements, cold",
+        "10,000 random elements, again",
+        "10,000 elements, in one call, cold",
+        "200 random rows, cold",
+        "one column, cold",
+        "sum of all, warm",
+        "peak of the sum",
+        "two processes",
+    ],
     "chunks": ["16 KiB", "128 KiB"],
+    "scale": ["1 MB", "16 TiB", "1 array", "1 MiB", "scattered in 16 TiB"],
     "writes": [
         "write fault, and unprotecting the chunk",
         "random rows of 64 KiB, first pass",
@@ -43,6 +59,19 @@ def run(script: str, *args: Any) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function that runs a benchmark, once: its file, and what it printed."""
+    folder = tmp_path_factory.mktemp("results")
+
+    @functools.cache
+    def run_once(name: str) -> tuple[Path, str]:
+        out = folder / f"{name}.json"
+        return out, run(f"bench_{name}.py", "--smoke", "--out", out)
+
+    return run_once
+
+
 def numbers(value: Any) -> list[float]:
     """Return all numbers of a column."""
     if isinstance(value, dict):
@@ -58,10 +87,9 @@ def test_every_benchmark_is_tested() -> None:
 @pytest.mark.slow
 @pytest.mark.needs_uffd
 @pytest.mark.parametrize("name", CASES)
-def test_smoke_run_has_all_rows_and_rivals_agree(name: str, tmp_path: Path) -> None:
+def test_smoke_run_has_all_rows_and_rivals_agree(name: str, smoke: Any) -> None:
     pytest.importorskip("global_land_mask")
-    out = tmp_path / "result.json"
-    table = run(f"bench_{name}.py", "--smoke", "--out", out)
+    out, table = smoke(name)
 
     result = json.loads(out.read_text())
     assert result["benchmark"] == name
@@ -75,6 +103,32 @@ def test_smoke_run_has_all_rows_and_rivals_agree(name: str, tmp_path: Path) -> N
         assert all(math.isclose(first, x, rel_tol=1e-5) for x in others), row
         assert all(math.isfinite(x) for v in row.values() for x in numbers(v)), row
         assert f"| {row['case']} |" in table
+
+
+@pytest.mark.slow
+@pytest.mark.needs_uffd
+def test_new_results_can_be_reported_and_drawn(smoke: Any, tmp_path: Path) -> None:
+    pytest.importorskip("global_land_mask")
+    pytest.importorskip("matplotlib")
+    for path in RESULTS.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    for name in ("read", "scale"):
+        shutil.copy(smoke(name)[0], tmp_path)
+    assert "| sum of all, cold, s | 0" in run("report.py", tmp_path)
+    run("plot.py", tmp_path)
+    for name in ("read", "scale"):
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.needs_uffd
+def test_a_part_of_a_benchmark_can_be_chosen(tmp_path: Path) -> None:
+    out = tmp_path / "read.json"
+    some = ("--peers", "memmap,lazymem_lz4", "--ops", "rows", "--sets", "weather")
+    run("bench_read.py", "--smoke", *some, "--out", out)
+    cases = [row["case"] for row in json.loads(out.read_text())["rows"]]
+    rows = ["200 random rows, cold", "200 random rows, again"]
+    assert cases == ["memmap", "lazymem_lz4", *rows]
 
 
 def test_report_prints_the_figures_of_the_results() -> None:
