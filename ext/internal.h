@@ -388,7 +388,7 @@ void lm__object_retain(lm_object *object);
 /* What the object is read from now, with a reference. */
 struct lm__base *lm__object_base(lm_object *object);
 /* Let the system start to read a chunk's payload. */
-void lm__object_will_need(lm_object *object, uint64_t chunk_idx,
+void lm__object_will_need(lm_object *object, uint64_t first, uint64_t count,
                           struct lm__scratch *scratch);
 void lm__base_drop(struct lm__base *base);
 /* NULL: no memory. */

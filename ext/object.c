@@ -236,13 +236,26 @@ int lm__object_is_zero(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s)
     return rc != 0 ? rc : lm__entry_is_zero(&e);
 }
 
-void lm__object_will_need(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s)
+void lm__object_will_need(lm_object *o, uint64_t first, uint64_t count,
+                          struct lm__scratch *s)
 {
-    struct lm__entry e;
     struct lm__base *base = lm__object_base(o);
     struct lm__source *source = &base->store->source;
-    if (lm__index_lookup(&base->index, source, chunk_idx, s, &e, NULL) == 0 &&
-        !lm__entry_is_zero(&e))
-        lm__io_will_need(source->fd, e.offset, e.stored_bytes);
+    struct lm__entry e;
+    uint64_t from = 0, to = 0; /* of the file: payloads mostly lie side by side */
+    for (uint64_t i = first; i < first + count && i < o->chunks; i++) {
+        if (lm__index_lookup(&base->index, source, i, s, &e, NULL) != 0)
+            break;
+        if (e.offset != to && to > from) {
+            lm__io_will_need(source->fd, from, to - from);
+            from = to;
+        }
+        if (!lm__entry_is_zero(&e)) {
+            from = to > from ? from : e.offset;
+            to = e.offset + e.stored_bytes;
+        }
+    }
+    if (to > from)
+        lm__io_will_need(source->fd, from, to - from);
     lm__base_drop(base);
 }

@@ -14,6 +14,19 @@
  * work on several at a time, and little to have read in vain. */
 #define LISTED_READ_AHEAD   32
 
+/* The same of a range, in steps. */
+#define READ_AHEAD_STEPS    4
+
+/* Let the disk read chunks that are to be filled soon. */
+static void start_reading(const lm_region *r, uint64_t first, uint64_t count,
+                          struct lm__scratch *scratch)
+{
+    unsigned shift = r->chunk_shift - r->object->chunk_shift;
+    lm__fill_gate_enter(scratch); /* a child is to find nothing half done */
+    lm__object_will_need(r->object, first << shift, count << shift, scratch);
+    lm__fill_gate_leave();
+}
+
 /* ---- a range -------------------------------------------------------------------------- */
 
 struct prefetch {
@@ -30,7 +43,11 @@ static int prefetch_step(void *context, uint64_t step_idx, struct lm__scratch *s
     const struct prefetch *p = context;
     uint64_t low = (p->first / p->chunks_per_step + step_idx) * p->chunks_per_step;
     uint64_t high = low + p->chunks_per_step;
+    uint64_t read = READ_AHEAD_STEPS * p->chunks_per_step;
     int rc = 0;
+    if (step_idx == 0)
+        start_reading(p->region, low, read, scratch);
+    start_reading(p->region, low + read, p->chunks_per_step, scratch);
     if (low >= p->first && high <= p->end && p->chunks_per_step > 1 &&
         lm__fill_ahead_side_by_side(p->region, low, p->chunks_per_step, scratch))
         return 0;
@@ -118,26 +135,15 @@ static int is_absent(const lm_region *r, uint64_t chunk_idx)
     return lm__chunks_state(&r->chunks, chunk_idx) == LM_CHUNK_ABSENT;
 }
 
-static void start_reading(const lm_region *r, uint64_t chunk_idx,
-                          struct lm__scratch *scratch)
-{
-    unsigned shift = r->chunk_shift - r->object->chunk_shift;
-    uint64_t end = (chunk_idx + 1) << shift;
-    for (uint64_t i = chunk_idx << shift; i < end && i < r->object->chunks; i++)
-        lm__object_will_need(r->object, i, scratch);
-}
-
 /* Steps begin in ascending order: each asks for what is behind all that was asked for. */
 static void read_ahead(const struct listed *list, uint64_t step_idx,
                        struct lm__scratch *scratch)
 {
     uint64_t i = step_idx * list->per_step + (step_idx > 0 ? LISTED_READ_AHEAD : 0);
     uint64_t end = (step_idx + 1) * list->per_step + LISTED_READ_AHEAD;
-    lm__fill_gate_enter(scratch); /* a child is to find nothing half done */
     for (; i < end && i < list->count; i++)
         if (is_absent(list->region, list->chunks[i]))
-            start_reading(list->region, list->chunks[i], scratch);
-    lm__fill_gate_leave();
+            start_reading(list->region, list->chunks[i], 1, scratch);
 }
 
 static int listed_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "internal.h"
@@ -93,6 +94,14 @@ static const char *unsupported(const struct lm_region_options *options)
     return NULL;
 }
 
+/* A fault where huge pages are allowed leaves no page table behind, and so a huge page can still
+ * be moved there.  A first write would make one in vain: those who are written to do without. */
+static void want_huge_pages(const lm_region *r)
+{
+    if (r->arena->slots == 1 && !r->is_writable && lm__region_can_move(r))
+        madvise((void *)r->addr, r->bytes, MADV_HUGEPAGE);
+}
+
 int lm_region_open(lm_object *object, const struct lm_region_options *options,
                    lm_region **out, struct lm_error *err)
 {
@@ -133,6 +142,7 @@ int lm_region_open(lm_object *object, const struct lm_region_options *options,
     if (rc != 0)
         goto fini_chunks;
     lm__object_retain(object);
+    want_huge_pages(r);
     *out = r;
     return 0;
 

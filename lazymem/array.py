@@ -387,23 +387,29 @@ class LazyArray(np.ndarray[Any, Any]):
         before = failures.over
         if before != failures.begun:
             before = binding.before()
-        job, kind = None, type(index)
-        if not (
-            _ARRAYS.isdisjoint(map(type, index))
-            if kind is tuple
-            else kind not in _ARRAYS
-        ):
-            job = self._gather_job(gather.touched, index)
-        try:
-            result = super().__getitem__(index)
-        finally:
-            if job is not None:
-                job.leave()
+        kind = type(index)
+        if kind is tuple:
+            for part in index:
+                if type(part) in _ARRAYS:
+                    kind = list
+        if kind in _ARRAYS:
+            result = self._gather(index)
+        else:
+            result = _getitem(self, index)
         if failures.begun != before:
             self._raise_failure(binding)
         if type(result) is LazyArray and result._binding is None:
             return result.view(np.ndarray)
         return result
+
+    def _gather(self, index: Any) -> Any:
+        """Read by index arrays, while what they read is filled on all cores."""
+        job = self._gather_job(gather.touched, index)
+        try:
+            return _getitem(self, index)
+        finally:
+            if job is not None:
+                job.leave()
 
     def take(
         self, indices: Any, axis: Any = None, out: Any = None, mode: Any = "raise"
@@ -485,6 +491,7 @@ class LazyArray(np.ndarray[Any, Any]):
         return f"<{kind} {binding.info.name!r}: {self.shape} {self.dtype}, {state}>"
 
 
+_getitem = np.ndarray.__getitem__
 _ARRAYS = frozenset((np.ndarray, list, LazyArray))
 """What makes an index an advanced one."""
 
