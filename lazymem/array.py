@@ -392,10 +392,8 @@ class LazyArray(np.ndarray[Any, Any]):
             for part in index:
                 if type(part) in _ARRAYS:
                     kind = list
-        if kind in _ARRAYS:
-            result = self._gather(index)
-        else:
-            result = _getitem(self, index)
+        read = LazyArray._gather if kind in _ARRAYS else _getitem
+        result = read(self, index)
         if failures.begun != before:
             self._raise_failure(binding)
         if type(result) is LazyArray and result._binding is None:
