@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ from lazymem.errors import FormatError
 
 _NBYTES_MAX = 2**63 - 1
 _NDIM_MAX = 64
+_LAZY_BYTES = 65536
+"""Shorter manifests are parsed at once, in a fraction of a millisecond."""
+_LOOKUPS_MAX = 64
+"""Entries of a long one that are found one by one."""
 
 
 @dataclass(frozen=True)
@@ -124,20 +129,42 @@ def encode(
         "writer": f"lazymem {__version__}",
         **history,
         "attrs": dict(attrs),
-        "objects": dict(objects),
+        "objects": {},
     }
-    text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8")
+    head = _to_json(manifest).removesuffix("}}")
+    lines = ",".join(
+        f"\n{_to_json(name)}:{_to_json(objects[name])}" for name in objects
+    )
+    return f"{head}{lines}\n}}}}".encode()
 
 
-def decode(data: bytes, path: str) -> dict[str, Any]:
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def decode(data: bytes, path: str, *, lazily: bool = False) -> dict[str, Any]:
     """Parse a manifest; its objects are checked one by one when they are opened.
+
+    Parameters
+    ----------
+    data : bytes
+        The manifest.
+    path : str
+        Whose it is.
+    lazily : bool, optional
+        Whether to parse the entries of many objects one by one when they are used;
+        then they can't be changed.
 
     Raises
     ------
     FormatError
         If it is no manifest.
     """
+    if lazily and len(data) >= _LAZY_BYTES and data.endswith(b"\n}}"):
+        head, _, _ = data.partition(b"\n")
+        with suppress(ValueError, FormatError):
+            manifest = decode(head + b"}}", path)
+            if list(manifest)[-1] == "objects" and not manifest["objects"]:
+                return {**manifest, "objects": Entries(data[len(head) :], path)}
     try:
         manifest = json.loads(str(data, "utf-8"))
     except (ValueError, RecursionError) as exc:
@@ -147,6 +174,61 @@ def decode(data: bytes, path: str) -> dict[str, Any]:
     if not isinstance(manifest.setdefault("attrs", {}), dict):
         raise _error(path, None, "the manifest's attrs are no object")
     return manifest
+
+
+class Entries(Mapping[str, Any]):
+    """The entries of many objects, in their JSON, where each begins a line.
+
+    A line break can't be part of a JSON string, so where one precedes a name and a
+    colon there is the entry.  Whoever wants more than a few gets all of them parsed.
+
+    Parameters
+    ----------
+    lines : bytes
+        What follows ``"objects":{`` in a manifest, as the format lays it out.
+    path : str
+        Whose it is.
+    """
+
+    def __init__(self, lines: bytes, path: str) -> None:
+        self._lines, self._path = lines, path
+        self._found: dict[str, Any] = {}
+        self._is_complete = False
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._found and not self._is_complete:
+            if len(self._found) < _LOOKUPS_MAX and isinstance(name, str):
+                self._look_up(name)
+            if name not in self._found:
+                self._parse_all()  # another writer may have escaped more in the name
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._parse_all()
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return self._lines.count(b"\n") - 1
+
+    def _look_up(self, name: str) -> None:
+        key = f"\n{_to_json(name)}:".encode()
+        start = self._lines.find(key)
+        if start >= 0:
+            start += len(key)
+            line = self._lines[start : self._lines.index(b"\n", start)]
+            self._found[name] = self._parse(line.removesuffix(b","))
+
+    def _parse_all(self) -> None:
+        if not self._is_complete:
+            self._found = self._parse(b"{" + self._lines.removesuffix(b"}"))
+            self._is_complete = True
+
+    def _parse(self, text: bytes) -> Any:
+        try:
+            return json.loads(str(text, "utf-8"))
+        except (ValueError, RecursionError) as exc:
+            reason = f"the manifest is no JSON: {exc}"
+            raise _error(self._path, None, reason) from None
 
 
 def object_info(path: str, name: str, entry: Any) -> ObjectInfo:

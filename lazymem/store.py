@@ -97,11 +97,13 @@ class Store(Mapping[str, LazyArray]):
     ) -> None:
         self._path, self._handle = handle.path, handle
         self._workspace: Workspace | None = None
-        self._content = manifest.decode(handle.manifest(), self._path)
+        lazily = mode != "r+"
+        self._content = manifest.decode(handle.manifest(), self._path, lazily=lazily)
         self._last_content, self._last_commit = self._content, handle.commit
         if at is not None:
             self._handle = handle.at(self._history().find(at).offset)
-            self._content = manifest.decode(self._handle.manifest(), self._path)
+            data = self._handle.manifest()
+            self._content = manifest.decode(data, self._path, lazily=lazily)
         self._arrays = OpenArrays(mode, on_error, pages)
         self._closed = False
         if mode == "r+":
