@@ -297,7 +297,8 @@ class Writer:
         how = self._encoding
         if encoding.get("codec", how.codec) != how.codec:
             how = replace(how, level=None)
-        how = replace(how, **encoding)
+        if encoding:
+            how = replace(how, **encoding)
         info = describe(name, source, default_layout(how, source.dtype), attrs)
         obj = ObjectWriter(self._handle, info, how, source)
         self._objects[name] = obj
