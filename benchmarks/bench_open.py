@@ -20,6 +20,7 @@ are cold and its cores asleep.  So both states have rows of their own.
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import time
 from functools import partial
@@ -38,6 +39,7 @@ _IMPORT_MS_MAX = 30
 _RATIO_MAX = 2.0
 _COLD_MS_MAX = 3.0
 _REST_S = 0.3
+_PICKLE_MS_MAX = 2.0
 _STATES = (
     ("warm", False, 0.0),
     ("cold", True, 0.0),
@@ -82,6 +84,15 @@ def open_lazymem(path: str, rest_s: float) -> dict[str, Any]:
     array = lm.open(path)["x"]
     answer = array[0, 0]
     return {"seconds": time.perf_counter() - start, "answer": float(answer)}
+
+
+def unpickle(path: str) -> dict[str, Any]:
+    """Read an array from a pickle, and its first element."""
+    pickled = Path(path).read_bytes()
+    start = time.perf_counter()
+    array = pickle.loads(pickled)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "answer": float(array[0, 0]), "bytes": len(pickled)}
 
 
 def _write(folder: Path, nbytes: int) -> tuple[Path, Path]:
@@ -156,11 +167,29 @@ def _measure_open(bench: Bench, label: str, nbytes: int) -> None:
     store.unlink()
 
 
+def _measure_pickle(bench: Bench) -> None:
+    raw, store = _write(bench.folder, 10 * GIB)
+    pickled = bench.folder / "array.pickle"
+    pickled.write_bytes(pickle.dumps(lm.open(store)["x"]))
+    found = [harness.fresh(unpickle, str(pickled)) for _ in range(bench.pick(15, 1))]
+    ms = harness.spread([1000 * x["seconds"] for x in found])
+    expected = open_memmap(str(raw), 0)["answer"]
+    bench.add(
+        "an array of 10 GB from a pickle",
+        "lazymem",
+        {"memmap": expected, "lazymem": found[0]["answer"]},
+        at_most=(ms["median"], _PICKLE_MS_MAX),
+        ms=ms,
+        bytes=found[0]["bytes"],
+    )
+
+
 def measure(bench: Bench) -> None:
     """Measure the import, then files of three sizes."""
     _measure_import(bench)
     for label, nbytes in {"1 MB": MIB, "1 GB": GIB, "1 TiB": GIB << 10}.items():
         _measure_open(bench, label, nbytes)
+    _measure_pickle(bench)
 
 
 if __name__ == "__main__":

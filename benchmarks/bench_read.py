@@ -339,7 +339,8 @@ class _Run:
 
     def __init__(self, bench: Bench, of: Set, array: Any) -> None:
         self.bench, self.of = bench, of
-        self.shape, self.folder = array.shape, bench.folder / of.name.replace(" ", "-")
+        self.shape, self.nbytes = array.shape, array.nbytes
+        self.folder = bench.folder / of.name.replace(" ", "-")
         self.rounds = bench.pick(of.rounds, 1)
         self.names = [
             name for name in bench.chosen["peers"] if not peers.PEERS[name].missing()
@@ -427,6 +428,7 @@ def _ask(run: _Run, operation: str, places: Mapping[str, Path]) -> None:
             peers.PEERS[name].drop(run.path(name))
         else:
             _read_all(places[name])
+        harness.use_memory(run.nbytes * 5 // 4)
         args = (str(places[name]), operation, run.shape, count)
         return _call(run.bench, read, name, *args)
 

@@ -182,6 +182,18 @@ def reset_peak_memory() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def use_memory(nbytes: int) -> None:
+    """Take memory from the system and give it back, so that it is the machine's.
+
+    Under a hypervisor memory that was free for some seconds is not: the first who uses
+    it waits, two seconds a GiB, and each rival would, or not, by who came before.
+    """
+    with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        for page in range(0, nbytes, mmap.PAGESIZE):
+            memory[page] = 1
+
+
 def in_small_pages(nbytes: int) -> mmap.mmap:
     """Return private memory that never has huge pages; nothing of it is faulted in."""
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -261,12 +273,7 @@ class Bench:
 
     def markdown(self) -> str:
         """Return the rows as Markdown tables."""
-        tables: dict[str, list[dict[str, Any]]] = {}
-        for row in self.rows:
-            tables.setdefault(row["table"], []).append(row)
-        return "\n\n".join(
-            f"{name}\n\n{_markdown(rows)}" for name, rows in tables.items()
-        )
+        return markdown(self.rows)
 
 
 def agree(answers: Sequence[Any], tolerance: float = 1e-5) -> bool:
@@ -275,7 +282,15 @@ def agree(answers: Sequence[Any], tolerance: float = 1e-5) -> bool:
     return all(math.isclose(first, x, rel_tol=tolerance, abs_tol=1e-9) for x in others)
 
 
-def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of a benchmark as Markdown tables."""
+    tables: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        tables.setdefault(row["table"], []).append(row)
+    return "\n\n".join(f"{name}\n\n{_table(found)}" for name, found in tables.items())
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     columns = [name for name in columns if name not in ("table", "answers")]
     lines = [

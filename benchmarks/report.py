@@ -2,12 +2,13 @@
 """Print the README's tables of figures as Markdown.
 
 They are those of benchmarks/results/*.json, or of another folder: ``report.py FOLDER``.
+With ``--all`` it prints all tables: benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,14 @@ import edits
 import harness
 import peers
 
+_ABOUT_ALL = """\
+# All that was measured
+
+Made by `python benchmarks/report.py --all` from `benchmarks/results/*.json`, which
+`make bench` writes.  Medians, with the least and the greatest value in brackets;
+ratios are medians of the ratios within a round.  What a target that is not met would
+need is told in [CONTRIBUTING.md](../CONTRIBUTING.md).
+"""
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -282,9 +291,26 @@ def _print_reads(results: dict[str, dict[str, Any]]) -> None:
     print()
 
 
+def _print_all(results: dict[str, dict[str, Any]]) -> None:
+    print(_ABOUT_ALL)
+    for name, result in results.items():
+        print(f"## {result['question']}\n")
+        print(f"`bench_{name}.py`, commit {result['commit']}: {_where(result)}\n")
+        if (RESULTS / f"{name}.svg").exists():
+            print(f"![{result['question']}](results/{name}.svg)\n")
+        print(harness.markdown(result["rows"]) + "\n")
+
+
 def main() -> None:
     """Print the tables."""
-    results = _load(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=RESULTS)
+    parser.add_argument("--all", action="store_true", help="everything: RESULTS.md")
+    options = parser.parse_args()
+    results = _load(options.folder)
+    if options.all:
+        _print_all(results)
+        return
     _print_reads(results)
     _print(("writes to 4 GiB in memory", "an ndarray", "lazymem"), _WRITES, results)
     _print(

@@ -401,22 +401,25 @@ int lm__fill_ahead_side_by_side(lm_region *r, uint64_t first, uint64_t count,
 
 /* ---- dropping ---------------------------------------------------------------------------------- */
 
-/* A chunk that the caller has claimed. */
-static void drop(lm_region *r, uint64_t chunk_idx)
+/* Chunks that the caller has claimed. */
+static void drop(lm_region *r, struct run run)
 {
-    struct lm__span span = lm__region_span(r, chunk_idx);
+    struct lm__span span = run_span(r, run);
     lm__pages_drop(span.addr, span.bytes);
-    lm__fill_abandon(r, chunk_idx);
+    abandon_run(r, run);
 }
 
-int lm__fill_evict(lm_region *r, uint64_t chunk_idx)
+uint64_t lm__fill_evict(lm_region *r, uint64_t first, uint64_t end)
 {
+    struct run run = {first, 0};
     lm__fill_gate_enter(NULL);
-    int was_clean = lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_CLEAN) > 0;
-    if (was_clean)
-        drop(r, chunk_idx);
+    while (first + run.count < end &&
+           lm__chunks_claim(&r->chunks, first + run.count, LM_CHUNK_CLEAN) > 0)
+        run.count++;
+    if (run.count > 0)
+        drop(r, run);
     lm__fill_gate_leave();
-    return was_clean;
+    return run.count;
 }
 
 int lm__fill_drop(lm_region *r, uint64_t chunk_idx)
@@ -426,7 +429,7 @@ int lm__fill_drop(lm_region *r, uint64_t chunk_idx)
         lm__fill_gate_enter(NULL);
         int claimed = lm__chunks_claim_to_drop(&r->chunks, chunk_idx);
         if (claimed > 0)
-            drop(r, chunk_idx);
+            drop(r, (struct run){chunk_idx, 1});
         lm__fill_gate_leave();
         if (claimed >= 0)
             return claimed;

@@ -947,8 +947,9 @@ int lm__fill_readahead(lm_region *region, uint64_t chunk_idx, int is_write,
  * was done; they are to be filled one by one. */
 int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t count,
                                 struct lm__scratch *scratch);
-/* Drop a chunk's pages.  1 if it was CLEAN. */
-int lm__fill_evict(lm_region *region, uint64_t chunk_idx);
+/* Drop the pages of chunks from `first` on, before `end`, as far as they are CLEAN.  Returns how
+ * many. */
+uint64_t lm__fill_evict(lm_region *region, uint64_t first, uint64_t end);
 /* Drop them whatever was written; waits for fills under way.  1 if it was in memory. */
 int lm__fill_drop(lm_region *region, uint64_t chunk_idx);
 

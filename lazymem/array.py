@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
-from lazymem import _engine, gather
+from lazymem import _engine, gather, reference
 from lazymem.attrs import Attrs
 from lazymem.errors import ClosedError
 from lazymem.progress import Progress, meter
+from lazymem.reference import Part
 from lazymem.stats import Residency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lazymem.manifest import ObjectInfo
+    from lazymem.reference import Origin
 
 try:
     from numpy.lib.array_utils import byte_bounds
@@ -43,6 +45,10 @@ class Binding:
     """Modes ``"c"`` and ``"r+"``: memory may hold what no file has."""
     user_mode_only: bool
     """System calls can't touch absent pages here: what makes them must load first."""
+    origin: Callable[[], Origin | None] | None = None
+    """Says which state of a file the memory equals, if it does."""
+    keeper: Any = None
+    """Who is to live as long as the array does."""
 
     def __post_init__(self) -> None:
         self.is_untouched = self.region is not None
@@ -471,10 +477,27 @@ class LazyArray(np.ndarray[Any, Any]):
         self._checked(lambda: super(LazyArray, self).tofile(*args, **kwargs))
 
     def __reduce__(self) -> Any:
-        return np.asarray(self).__reduce__()
+        return self.__reduce_ex__(2)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        return np.asarray(self).__reduce_ex__(protocol)
+        binding = self._binding
+        if binding is not None and binding.origin and self.size > 0:
+            region, origin = binding.region, binding.origin()
+            if region is not None and not region.released and origin is not None:
+                offset = self.__array_interface__["data"][0] - region.address
+                form = self.shape, self.strides, self.dtype
+                return reference.reduce(origin, Part(binding.info.name, offset, *form))
+        return self._checked(lambda: np.asarray(self).__reduce_ex__(protocol))
+
+    def _part(self, part: Part, keeper: Any) -> LazyArray:
+        """Return a part of the whole array, which keeps its keeper alive."""
+        binding = self._bound()
+        memory = self.reshape(-1, order="A").view(np.uint8)
+        array: LazyArray = np.ndarray.__new__(
+            LazyArray, part.shape, part.dtype, memory.data, part.offset, part.strides
+        )
+        array._binding, binding.keeper = binding, keeper
+        return array
 
     def __repr__(self) -> str:
         binding = self._binding

@@ -22,11 +22,13 @@ from lazymem.attrs import Attrs, Change
 from lazymem.encoding import Encoding
 from lazymem.errors import LazyMemError, LazyMemWarning, LockError, ObjectNotFoundError
 from lazymem.progress import Progress, meter
+from lazymem.reference import Origin
 from lazymem.stats import Commit, StoreStats, region_stats
 from lazymem.warm import WorkingSet, record, record_path
 from lazymem.workspace import Workspace, listing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -137,6 +139,8 @@ class Store(Mapping[str, LazyArray]):
             obj = manifest.open_object(self._handle, info) if info.nbytes else None
             info = replace(info, attrs=self._attrs_of(info))
             array = self._arrays.open(info, obj)
+            if array._binding and array._binding.region and self._path != _MEMORY:
+                array._binding.origin = self._origin_of(name)
         if self._working_set and array._binding and array._binding.region:
             self._working_set.start(array._binding.region, info)
         return array
@@ -875,6 +879,21 @@ class Store(Mapping[str, LazyArray]):
         error.path, error.name = self._path, str(name)
         return error
 
+    def _origin_of(self, name: str) -> Callable[[], Origin | None] | None:
+        """Return what says which state of the file an array equals."""
+        if self.mode == "r":
+            origin = Origin.of(self._path, self._handle.commit)
+            return lambda: origin
+        if self._workspace is None:
+            return None  # nobody sees what is written
+        found = weakref.ref(self._workspace)
+
+        def ask() -> Origin | None:
+            workspace = found()
+            return workspace.origin_of(name) if workspace else None
+
+        return ask
+
     def _attrs_of(self, info: ObjectInfo) -> Attrs:
         if self._workspace is not None:
             return self._workspace.attrs_of(info.name)
@@ -1064,7 +1083,7 @@ def open(
         if mode not in ("r", "c", "r+"):
             raise ValueError(f"warm={warm!r} is not for the new store of mode {mode!r}")
         record_path(path, warm)
-    file = os.fspath(path)
+    file = os.path.abspath(path)
     _engine.start_pager()  # its threads get ready while the file is looked at
     store = Store.__new__(Store)
     if mode == "r" or mode == "c":

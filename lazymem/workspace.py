@@ -33,6 +33,7 @@ from lazymem.errors import (
 )
 from lazymem.history import FlushInfo, RestoreInfo, SnapshotInfo
 from lazymem.progress import Meter, Progress, meter
+from lazymem.reference import Origin
 from lazymem.writer import ObjectWriter, describe, empty_source
 
 if TYPE_CHECKING:
@@ -123,6 +124,20 @@ class Workspace:
         self._in_background = False
         self._closed = False
         self._pid = os.getpid()
+
+    # ---- references ------------------------------------------------------------------
+
+    def origin_of(self, name: str) -> Origin | None:
+        """Return the commit that an array's memory equals; None: no commit."""
+        is_idle = not (self._closed or self.is_inherited or self._in_background)
+        region = self._arrays.tracked().get(name) if is_idle else None
+        now = self._content["objects"].get(name)
+        last = self._committed.objects.get(name)
+        if region is None or now is None or last is None or region.dirty():
+            return None
+        if {**now, "attrs": None} != {**last, "attrs": None}:
+            return None
+        return Origin.of(self.path, self.commit)
 
     # ---- turns -----------------------------------------------------------------------
 

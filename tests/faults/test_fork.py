@@ -89,7 +89,7 @@ def crc_of(a: Any, path: Path, answers: Any) -> None:
 def test_processes_of_each_kind_read_what_they_are_given(
     path: Path, monkeypatch: pytest.MonkeyPatch, method: str, resident: int
 ) -> None:
-    """A forked child has the array itself, others a copy; each opens the store, too."""
+    """A forked child has the array itself, others a reference; each opens the store."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     context: Any = multiprocessing.get_context(method)
     with lm.open(path) as store:

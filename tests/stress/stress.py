@@ -27,6 +27,7 @@ import gc
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import pickle
 import random
 import signal
 import sys
@@ -241,6 +242,38 @@ def whole(worker: Worker) -> None:
             raise Failure(f"{store.path} {a.name} was read wrong")
 
 
+def gather(worker: Worker) -> None:
+    slot = worker.slot()
+    store = slot.store
+    with may_be_closed(store):
+        a, right = pick(worker, slot)
+        count = worker.rng.choice((3, 30, 300))
+        index = np.array([worker.rng.randrange(len(right)) for _ in range(count)])
+        got = a.take(index, 0) if worker.rng.random() < 0.3 else a[index]
+        if not np.array_equal(got, right[index]):
+            raise Failure(f"{store.path} {a.name} was gathered wrong")
+
+
+def refer(worker: Worker) -> None:
+    """Read what was pickled, which opens the file anew."""
+    slot = worker.slot()
+    store = slot.store
+    with may_be_closed(store):
+        a, right = pick(worker, slot)
+        index = worker.index_of(right)
+        pickled = pickle.dumps(a[index])
+    again = pickle.loads(pickled)
+    if not np.array_equal(again, right[index]):
+        raise Failure(f"{store.path} {index} was read wrong by reference")
+
+
+def advise(worker: Worker) -> None:
+    slot = worker.slot()
+    with may_be_closed(slot.store):
+        a, _ = pick(worker, slot)
+        a.advise(worker.rng.choice(("normal", "normal", "random", "sequential")))
+
+
 def prefetch(worker: Worker) -> None:
     slot = worker.slot()
     store = slot.store
@@ -413,6 +446,9 @@ OPS: dict[str, tuple[int, Callable[[Worker], None]]] = {
     "element": (200, element),
     "plain": (200, plain),
     "whole": (20, whole),
+    "gather": (60, gather),
+    "refer": (10, refer),
+    "advise": (5, advise),
     "prefetch": (60, prefetch),
     "evict": (60, evict),
     "damaged": (10, damaged),

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Arrays by reference: a pickle says where the bytes are, and not what they are.
+
+A file never changes what a commit has written, so an array that equals a commit is told
+by the file, the commit's record in it, a name, and which part of the array it is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lazymem import _engine
+from lazymem.errors import SnapshotNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from lazymem.array import LazyArray
+    from lazymem.store import Store
+
+_stores: weakref.WeakValueDictionary[Origin, Store] = weakref.WeakValueDictionary()
+"""Those that arrays have been unpickled from: they share memory."""
+
+
+class Origin(NamedTuple):
+    """A state of a store file."""
+
+    path: str
+    """Absolute."""
+    store_id: bytes
+    offset: int
+    """Of its commit record."""
+
+    @classmethod
+    def of(cls, path: str, commit: Any) -> Origin:
+        """Return the origin of what a ``struct lm_commit`` tells about."""
+        return cls(path, bytes(commit.store_id), int(commit.offset))
+
+
+class Part(NamedTuple):
+    """A part of an array of a store."""
+
+    name: str
+    offset: int
+    """Of its first element, in bytes."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def reduce(origin: Origin, part: Part) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return what pickle is to store."""
+    return load, (*origin, *part)
+
+
+def load(path: str, store_id: bytes, offset: int, *part: Any) -> LazyArray:
+    """Return an array that was pickled.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, OSError
+        If the file can't be opened.
+    SnapshotNotFoundError
+        If there is another store by now, or the state was given up.
+    """
+    origin = Origin(path, store_id, offset)
+    store = _stores.get(origin)
+    if store is None or store.closed:
+        store = _stores[origin] = _open(origin)
+    return store[part[0]]._part(Part(*part), store)
+
+
+def _open(origin: Origin) -> Store:
+    from lazymem.store import Store
+
+    _engine.start_pager()
+    handle = _engine.StoreHandle(origin.path)
+    if bytes(handle.commit.store_id) != origin.store_id:
+        raise _gone(origin, "another store is there by now")
+    if handle.commit.offset != origin.offset:
+        try:
+            handle = handle.at(origin.offset)
+        except ValueError as exc:  # FormatError
+            raise _gone(origin, f"its state was given up: {exc}") from exc
+    store = Store.__new__(Store)
+    store._open(handle, "r", None, "raise", None, None)
+    return store
+
+
+def _gone(origin: Origin, reason: str) -> SnapshotNotFoundError:
+    error = SnapshotNotFoundError(
+        f"{origin.path}: an array that was pickled can't be found: {reason}"
+    )
+    error.path = origin.path
+    return error

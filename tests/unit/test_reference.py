@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Does a pickle say where an array's bytes are, as long as they are in the file?"""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lazymem as lm
+from tests.conftest import ROOT, smooth
+
+A = smooth((1000, 1000))
+SIZE_MAX = 1000
+pytestmark = pytest.mark.needs_uffd
+
+RECORDS = np.zeros(1000, [("when", "M8[s]"), ("what", "S7"), ("x", ">f4", (2,))])
+RECORDS["x"] = 3
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "s.lzm"
+    lm.save(path, a=A, f=np.asfortranarray(A), r=RECORDS, chunk_bytes=65536)
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda s: s["a"],
+        lambda s: s["f"],
+        lambda s: s["a"][10:900:3, ::-7],
+        lambda s: s["f"].T[5],
+        lambda s: s["a"][7, 8, ...],
+        lambda s: s["a"].view("i4")[::2],
+        lambda s: np.broadcast_to(s["a"][3], (5, 1000), subok=True),
+        lambda s: s["r"]["x"][:, 1],
+        lambda s: s["r"][::-1],
+        lambda s: pickle.loads(pickle.dumps(s["a"][100:]))[5:, 5:],
+    ],
+)
+def test_a_part_is_the_same_part(path: Path, part: Any, protocol: int) -> None:
+    with lm.open(path) as store:
+        array = part(store)
+        assert isinstance(array, lm.LazyArray)
+        pickled = pickle.dumps(array, protocol)
+        assert len(pickled) < SIZE_MAX
+        again = pickle.loads(pickled)
+        assert type(again) is lm.LazyArray
+        assert (again.shape, again.dtype) == (array.shape, array.dtype)
+        assert again.strides == array.strides
+        assert not again.flags.writeable
+        np.testing.assert_array_equal(again, array)
+
+
+def test_nothing_is_read(path: Path) -> None:
+    with lm.open(path) as store:
+        a = store["a"]
+        again = pickle.loads(pickle.dumps(a[100:]))
+        assert a.residency().chunks_resident == 0
+        assert again.residency().chunks_resident == 0
+        assert again.name == "a"
+        assert again[0, 0] == A[100, 0]
+
+
+def test_arrays_of_one_state_share_memory(path: Path) -> None:
+    with lm.open(path) as store:
+        pickles = [pickle.dumps(store["a"][i:]) for i in (0, 100)]
+    whole, part = map(pickle.loads, pickles)
+    assert np.shares_memory(whole, part)
+    assert whole._binding is part._binding
+    del whole
+    np.testing.assert_array_equal(part, A[100:])
+
+
+def test_ten_gigabytes_are_few_bytes(tmp_path: Path) -> None:
+    with lm.Writer(tmp_path / "s.lzm") as writer:
+        writer.create("x", shape=(10 << 30,), dtype="u1")
+    with lm.open(tmp_path / "s.lzm") as store:
+        pickled = pickle.dumps(store["x"])
+    assert len(pickled) < SIZE_MAX
+    assert pickle.loads(pickled).nbytes == 10 << 30
+
+
+def test_what_is_not_in_the_file_goes_by_value(path: Path) -> None:
+    copies: list[Callable[[lm.Store], Any]] = [
+        lambda s: s["a"].copy(),
+        lambda s: s["a"][[1, 2]],
+        lambda s: s["a"] + 1,
+        lambda s: s["a"][5:5],
+    ]
+    with lm.open(path) as store:
+        for make in copies:
+            array = make(store)
+            again = pickle.loads(pickle.dumps(array))
+            assert type(again) is np.ndarray
+            np.testing.assert_array_equal(again, array)
+        assert type(copy.deepcopy(store["a"][:3])) is not None
+        assert not np.shares_memory(copy.deepcopy(store["a"][:3]), store["a"])
+    with lm.open(path, "c") as store:
+        a = store["a"]
+        a[0] = 1
+        assert np.array_equal(pickle.loads(pickle.dumps(a[:2])), a[:2])
+        assert len(pickle.dumps(a[:2])) > 8000
+    with lm.Store() as store:
+        store["x"] = A
+        store.snapshot()
+        assert np.array_equal(pickle.loads(pickle.dumps(store["x"][:2])), A[:2])
+
+
+def test_an_array_that_can_be_written_goes_by_reference_once_it_is_saved(
+    path: Path,
+) -> None:
+    with lm.open(path, "r+") as store:
+        a = store["a"]
+        assert len(pickle.dumps(a)) < SIZE_MAX
+        before = pickle.dumps(a[:2])
+        a[0] = 1
+        assert len(pickle.dumps(a)) > A.nbytes
+        assert (pickle.loads(pickle.dumps(a[:2]))[0] == 1).all()
+        store.snapshot("ones")
+        after = pickle.dumps(a[:2])
+        assert len(after) < SIZE_MAX
+        np.testing.assert_array_equal(pickle.loads(before), A[:2])
+        assert (pickle.loads(after)[0] == 1).all()
+        store.restore(store.log()[0])
+        assert len(pickle.dumps(a)) > A.nbytes  # the last commit holds another state
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(a)), A)
+        store.flush()
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(a)), A)
+        assert len(pickle.dumps(a)) < SIZE_MAX
+        new = store.create("new", (100_000,), "f8")
+        assert len(pickle.dumps(new)) > new.nbytes
+        store.flush()
+        assert len(pickle.dumps(new)) < SIZE_MAX
+
+
+def test_a_state_that_is_gone_is_an_error(path: Path, tmp_path: Path) -> None:
+    with lm.open(path) as store:
+        pickled = pickle.dumps(store["a"])
+    lm.save(tmp_path / "other.lzm", a=A + 1)
+    os.replace(tmp_path / "other.lzm", path)
+    with pytest.raises(lm.SnapshotNotFoundError, match=r"s\.lzm: .* another store"):
+        pickle.loads(pickled)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        pickle.loads(pickled)
+
+
+def test_a_closed_array_is_not_pickled(path: Path) -> None:
+    with lm.open(path) as store:
+        a = store["a"]
+    with pytest.raises(lm.ClosedError):
+        pickle.dumps(a)
+
+
+def test_a_relative_path_is_of_the_folder_it_was_opened_in(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    with lm.open(path.name) as store:
+        pickled = pickle.dumps(store["a"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(pickle.loads(pickled), A)
+
+
+def total(a: Any) -> tuple[str, float]:
+    return type(a).__name__, float(a.sum(dtype="f8"))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_get_references(
+    path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with (
+        lm.open(path) as store,
+        multiprocessing.get_context(method).Pool(2) as pool,
+    ):
+        parts = [store["a"][i : i + 100] for i in range(0, 1000, 100)]
+        found = pool.map(total, parts)
+        expected = [float(part.sum(dtype="f8")) for part in np.split(A, 10)]
+        assert found == [("LazyArray", x) for x in expected]
