@@ -12,8 +12,8 @@ bytes, patch their index pages (26 bytes a chunk), two fsyncs of some millisecon
 *Restore*: compare two indexes where they differ, drop 1 % of the pages.  *Writers
 during a snapshot*: a write to a chunk that is frozen waits for its copy, about 30 us;
 but four threads share two cores then, and who is not running waits for milliseconds.
-And copies may take 256 MiB: who writes to more than that before it is stored waits for
-the snapshot, 0.4 ms a chunk.
+And copies may take a quarter of the free memory: who writes to more than that before it
+is stored waits for the snapshot, 0.4 ms a chunk.
 
 Rivals.  Of writes: ndarrays in the same process, in turns, all faulted in before.  One
 is in small pages, as tracked memory is (mmap() with MADV_NOHUGEPAGE), one in the huge

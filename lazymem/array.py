@@ -53,6 +53,9 @@ class Binding:
     def __post_init__(self) -> None:
         self.is_untouched = self.region is not None
         self.failures = self.region.failures if self.region else _engine.NO_FAILURES
+        self.quiet = 0
+        """What `failures.begun` was when all of them were over, and had been heard of.
+        As long as it is that, no operation has seen false bytes."""
         self.chunk_bytes = (self.region or self.info).chunk_bytes
         """What is filled as one: the object's chunk, or a page of them."""
         self._looks_in_vain = self._looks_to_spare = self._resident_then = 0
@@ -81,6 +84,8 @@ class Binding:
         over: int = self.failures.over
         if over != self.failures.begun and self.region:
             over = self.region.settle()
+        if over == self.failures.begun:
+            self.quiet = over
         return over
 
 
@@ -310,14 +315,19 @@ class LazyArray(np.ndarray[Any, Any]):
         what = f"array {self.name!r}"
         return closed_error(region.object.path, what, region.object.gone)
 
-    def _fill_first(self, index: Any, region: _engine.RegionHandle) -> None:
+    def _fill_first(self, index: Any) -> None:
         """Fill the chunk of the first element read, if it is one, in this thread.
 
         It spares two thread switches, at a time when the fault threads are only just
         starting.  What fails here is left to the touch that follows.
         """
         parts = index if isinstance(index, tuple) else (index,)
-        if len(parts) == self.ndim and all(isinstance(part, int) for part in parts):
+        region = self._bound().region
+        if (
+            region is not None
+            and len(parts) == self.ndim
+            and all(isinstance(part, int) for part in parts)
+        ):
             element = super().__getitem__((*parts, ...))  # a view, which reads nothing
             region.fill_here(element.__array_interface__["data"][0])
 
@@ -385,14 +395,10 @@ class LazyArray(np.ndarray[Any, Any]):
         binding = self._binding
         if binding is None:
             return super().__getitem__(index)
-        if binding.is_untouched and binding.region:
+        if binding.is_untouched:
             binding.is_untouched = False
-            self._fill_first(index, binding.region)
+            self._fill_first(index)
         # As _checked() and _plain(), without their calls: elements are read in loops.
-        failures = binding.failures
-        before = failures.over
-        if before != failures.begun:
-            before = binding.before()
         kind = type(index)
         if kind is tuple:
             for part in index:
@@ -400,11 +406,19 @@ class LazyArray(np.ndarray[Any, Any]):
                     kind = list
         read = LazyArray._gather if kind in _ARRAYS else _getitem
         result = read(self, index)
-        if failures.begun != before:
-            self._raise_failure(binding)
+        if binding.failures.begun != binding.quiet:
+            result = self._read_again(read, index)
         if type(result) is LazyArray and result._binding is None:
             return result.view(np.ndarray)
         return result
+
+    def _read_again(self, read: Callable[..., Any], index: Any) -> Any:
+        """Read after failures of which it is not known when they began."""
+        error = _engine.take_failure()
+        if error is not None:
+            self._bound().before()
+            raise error
+        return self._checked(lambda: read(self, index))
 
     def _gather(self, index: Any) -> Any:
         """Read by index arrays, while what they read is filled on all cores."""

@@ -249,7 +249,7 @@ class Store(Mapping[str, LazyArray]):
         ValueError
             If the name can't be part of a file's, or the store has no file.
         OSError
-            If the record can't be written, or the store's path leads nowhere by now.
+            If the record can't be written, or the store's folder is gone.
         ClosedError
             If the store is closed.
 

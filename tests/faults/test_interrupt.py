@@ -37,12 +37,13 @@ a = store["a"]
 plain = np.asarray(a)
 
 WATCH = '''
-import os, signal, sys
+import os, signal, sys, time
 pid = int(sys.argv[1])
 while True:
     with open(f"/proc/{pid}/task/{pid}/wchan") as file:
         if "userfault" in file.read():
             break
+time.sleep(0.2)  # one that comes before the handler of faults does not end the wait
 os.kill(pid, signal.SIGINT)
 '''
 

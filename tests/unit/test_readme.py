@@ -24,16 +24,25 @@ def test_the_readme_runs_from_top_to_bottom(
     exec(compile("\n".join(blocks), "README.md", "exec"), {})
 
 
-def test_every_figure_of_the_readme_is_a_result_of_a_benchmark() -> None:
-    report = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "report.py"],
+def report(*options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "report.py", *options],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ).stdout
-    assert report.count("\n") > 10
-    assert report.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    assert done.stdout.count("\n") > 10
+    return done.stdout.strip()
+
+
+def test_every_figure_of_the_readme_is_a_result_of_a_benchmark() -> None:
+    assert report() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_all_tables_are_those_of_the_results() -> None:
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    assert report("--all") == text.strip()
 
 
 def test_every_test_that_contributing_names_exists() -> None:

@@ -342,16 +342,16 @@ def test_what_has_no_working_set_says_so(path: Path) -> None:
         store.record("set")
 
 
-def test_a_path_that_leads_elsewhere_by_now_is_an_error(
+def test_a_relative_path_is_of_the_folder_it_was_opened_in(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(path.parent)
     with lm.open(path.name) as store:
         monkeypatch.chdir(tmp_path / "elsewhere")
-        with pytest.raises(FileNotFoundError):
-            store.record("set")
+        store.record("set")
     assert os.listdir() == []
+    assert (path.parent / f"{path.name}.set.warm").exists()
 
 
 READ_ONLY = """
