@@ -8,7 +8,7 @@ PYTHONS ?= $(shell sh tools/find_pythons.sh)
 VENV = .venv-$(notdir $(PYTHON))
 BIN = $(VENV)/bin
 C_FILES = ext/*.c ext/*.h tests/engine/*.c tests/engine/*.h tests/stress/*.c tests/stress/*.h \
-    tests/crash/*.c benchmarks/*.c
+    tests/crash/*.c benchmarks/*.c benchmarks/*.h benchmarks/*.cpp
 ENGINE_TESTS = tests/engine tests/stress/test_stress.py::test_stress_of_the_engine
 # Where the figures of a bench go; the README's are of benchmarks/results.
 RESULTS = build/bench

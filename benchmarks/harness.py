@@ -147,11 +147,11 @@ def have(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def compile_c(source: str, folder: Path) -> Path:
+def compile_c(source: str, folder: Path, *flags: str) -> Path:
     """Compile a C program that lies beside the benchmarks; return the program."""
     path, program = Path(__file__).with_name(source), folder / Path(source).stem
     cc = (sysconfig.get_config_var("CC") or "cc").split()
-    output_of([*cc, "-O2", "-pthread", str(path), "-o", str(program)])
+    output_of([*cc, "-O2", "-pthread", *flags, str(path), "-o", str(program)])
     return program
 
 

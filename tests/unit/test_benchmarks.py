@@ -38,6 +38,13 @@ CASES = {
     ],
     "chunks": ["16 KiB", "128 KiB"],
     "scale": ["1 MB", "16 TiB", "1 array", "1 MiB", "scattered in 16 TiB"],
+    "umap": [
+        "umap",
+        "lazymem",
+        "4 KiB, random touch",
+        "64 KiB, scan",
+        "4 KiB, scan in a quarter",
+    ],
     "writes": [
         "write fault, and unprotecting the chunk",
         "random rows of 64 KiB, first pass",
