@@ -284,6 +284,7 @@ class _Run:
 
         def of(name: str, path: Path) -> dict[str, Any]:
             _warm(path, self.nbytes)
+            harness.use_memory(self.nbytes * 5 // 4)
             if name == "umap" and self.umap:
                 return self.umap.read(self.page_bytes, buffer_bytes, path, *files)
             args = (name, str(path), str(self.loops), arg)

@@ -42,11 +42,6 @@ class Figure:
     does not apply."""
 
 
-def _reading(question: str, case: str, when: str) -> Figure:
-    columns = ("memmap_s", "blosc2_zstd_s", "lazymem_zstd_s")
-    return Figure(question, "read", f"reading, {when}", case, columns)
-
-
 def _opening(label: str, cache: str) -> Figure:
     return Figure(
         f"open and first element, {label}, {cache}, ms",
@@ -55,9 +50,6 @@ def _opening(label: str, cache: str) -> Figure:
         f"{label}, {cache}",
         ("memmap_ms", None, "lazymem_ms"),
     )
-
-
-_SIZE = ("size", "size and write", "weather, zstd 3")
 
 
 def _resident(question: str, case: str) -> Figure:
@@ -87,14 +79,6 @@ _FIGURES = (
     _resident("sum of what is in memory, ratio to an ndarray", "sum of all"),
     _resident("fancy indexing of it, likewise", "1,000,000 elements, fancy"),
     _resident("single elements of it, likewise", "100,000 scalars"),
-    Figure("file of 256 MiB, MiB", *_SIZE, ("raw_MiB", "blosc2_MiB", "lazymem_MiB")),
-    Figure("writing it, s", *_SIZE, (None, "blosc2_s", "lazymem_s")),
-    _reading("10,000 random elements, cold, s", "10,000 random elements", "first"),
-    _reading("the same again, s", "10,000 random elements", "again"),
-    _reading("200 random rows, cold, s", "200 random rows", "first"),
-    _reading("one column, cold, s", "one column", "first"),
-    _reading("sum of all, cold, s", "sum of all", "first"),
-    _reading("the same again, s", "sum of all", "again"),
     Figure(
         "resident after 1 % of the rows of 1 GB, MiB",
         "memory",
@@ -279,14 +263,8 @@ def _print(
 
 
 def _print_reads(results: dict[str, dict[str, Any]]) -> None:
-    tables = {row["table"] for row in results["read"]["rows"]}
-    columns = ("", "np.memmap (raw)", "blosc2", "lazymem")
-    if "weather: reading" in tables:
-        others = [f for f in _FIGURES if f.benchmark not in ("read", "size")]
-        _print(columns, others, results)
-        _print(("1 GiB of weather, 890 MiB of a land mask", *_READERS), _READS, results)
-    else:  # the file of 256 MiB that results had before there was one of 1 GiB
-        _print(columns, _FIGURES, results)
+    _print(("", "np.memmap (raw)", "blosc2", "lazymem"), _FIGURES, results)
+    _print(("1 GiB of weather, 890 MiB of a land mask", *_READERS), _READS, results)
     print(_where(results["read"]))
     print()
 

@@ -54,12 +54,13 @@ static int64_t steps_to(const lm_region *r, const struct lm__stream *s, uint64_t
     return way % s->stride == 0 && way / s->stride >= 0 ? way / s->stride : -1;
 }
 
-/* How many steps it can go. */
+/* How many steps it can go; none from the rest of the last page, behind the object. */
 static uint64_t steps_left(const lm_region *r, const struct lm__stream *s)
 {
+    uint64_t last = r->object->spec.object_bytes - 1;
     if (s->stride < 0)
         return s->at / (uint64_t)-s->stride;
-    return (r->object->spec.object_bytes - 1 - s->at) / (uint64_t)s->stride;
+    return s->at < last ? (last - s->at) / (uint64_t)s->stride : 0;
 }
 
 /* ---- detection: all under the lock ----------------------------------------------------------- */

@@ -359,7 +359,8 @@ int lm__fill_readahead(lm_region *r, uint64_t chunk_idx, int is_write,
                        struct lm__scratch *scratch, struct lm_error *err)
 {
     int rc;
-    if (is_write && lm__object_is_zero(r->object, chunk_idx, scratch) == 1)
+    if (is_write && r->chunk_shift == r->object->chunk_shift &&
+        lm__object_is_zero(r->object, chunk_idx, scratch) == 1)
         return 0;
     try_ahead_in_gate(r, chunk_idx, scratch, &rc, err);
     return rc;

@@ -103,6 +103,14 @@ static void test_a_run_ends_with_the_object(void)
     run(5 * CHUNK_BYTES, -(int64_t)CHUNK_BYTES, 6);
     CHECK_EQ(stats().chunks_resident, 12);
     lm_region_close(g_region);
+
+    region_open(LM_ADVICE_NORMAL);
+    const volatile uint8_t *served = lm_region_addr(g_region);
+    for (int i = 2; i >= 0; i--) /* up to what is left of the last page */
+        CHECK_EQ(served[BYTES + 50 - i * 10001],
+                 i ? g_store.data[BYTES + 50 - i * 10001] : 0);
+    CHECK_EQ(stats().ahead, 0);
+    lm_region_close(g_region);
 }
 
 static void test_runs_side_by_side(void)
