@@ -24,7 +24,7 @@
 
 #define AHEAD_BYTES  ((uint64_t)32 << 20) /* of a stream's window, at most */
 #define WINDOW_FIRST 4                    /* chunks */
-#define FAULTS_MIN   2   /* in line before the one that begins a stream */
+#define FAULTS_MIN   2   /* in line before the one that begins a stream; 3, with gaps */
 #define PROVEN       16  /* chunks reached: the stream is a good one */
 #define QUIET_MAX    128 /* faults elsewhere, until a stream is taken to have ended */
 
@@ -82,7 +82,8 @@ static int was_seen(const struct lm__ahead *a, const lm_region *r, uint64_t offs
 static int is_in_line(const struct lm__ahead *a, const lm_region *r, uint64_t offset,
                       int64_t stride)
 {
-    for (unsigned i = 1; i <= FAULTS_MIN + a->strikes; i++)
+    unsigned faults = FAULTS_MIN + a->strikes + !is_chunkwise(r, stride);
+    for (unsigned i = 1; i <= faults; i++)
         if (!was_seen(a, r, offset - (uint64_t)((int64_t)i * stride),
                       is_chunkwise(r, stride)))
             return 0;
@@ -111,7 +112,7 @@ static int64_t find_stride(const struct lm__ahead *a, const lm_region *r,
 static void give_up(struct lm__ahead *a, struct lm__stream *s)
 {
     a->wasted += s->ahead > 0 ? s->ahead - 1 : 0; /* but for a tripwire */
-    if (s->ahead > s->reached && a->strikes < LM_AHEAD_HISTORY - FAULTS_MIN)
+    if (s->ahead > s->reached && a->strikes < LM_AHEAD_HISTORY - FAULTS_MIN - 1)
         a->strikes++;
     s->stride = 0;
 }
