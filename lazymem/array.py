@@ -210,6 +210,8 @@ class LazyArray(np.ndarray[Any, Any]):
         ------
         ValueError
             If the advice is none of these.
+        ClosedError
+            If the store is closed.
 
         Notes
         -----
@@ -221,8 +223,11 @@ class LazyArray(np.ndarray[Any, Any]):
                 f"advice {advice!r} is none of {', '.join(map(repr, _engine.ADVICE))}"
             )
         region = self._bound().region
-        if region is not None:
-            region.advise(advice)
+        if region is None:
+            return
+        if region.released:
+            raise self._closed_error(region)
+        region.advise(advice)
 
     def evict(self, index: Any = ...) -> int:
         """Give the memory of a part of the array back; a later touch fills it again.

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lazymem import _engine
-from lazymem.errors import SnapshotNotFoundError
+from lazymem.errors import FormatError, SnapshotNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ def load(path: str, store_id: bytes, offset: int, *part: Any) -> LazyArray:
     FileNotFoundError, PermissionError, OSError
         If the file can't be opened.
     SnapshotNotFoundError
-        If there is another store by now, or the state was given up.
+        If there is another store by now, or the state is gone or damaged.
     """
     origin = Origin(path, store_id, offset)
     store = _stores.get(origin)
@@ -80,13 +80,12 @@ def _open(origin: Origin) -> Store:
     handle = _engine.StoreHandle(origin.path)
     if bytes(handle.commit.store_id) != origin.store_id:
         raise _gone(origin, "another store is there by now")
-    if handle.commit.offset != origin.offset:
-        try:
-            handle = handle.at(origin.offset)
-        except ValueError as exc:  # FormatError
-            raise _gone(origin, f"its state was given up: {exc}") from exc
+    is_last = handle.commit.offset == origin.offset
     store = Store.__new__(Store)
-    store._open(handle, "r", None, "raise", None, None)
+    try:
+        store._open(handle, "r", None if is_last else origin, "raise", None, None)
+    except FormatError as exc:
+        raise _gone(origin, f"its state can't be read: {exc}") from exc
     return store
 
 

@@ -92,7 +92,7 @@ class Store(Mapping[str, LazyArray]):
         self,
         handle: _engine.StoreHandle,
         mode: Mode,
-        at: SnapshotRef | None,
+        at: SnapshotRef | Origin | None,
         on_error: OnError,
         pages: Pages,
         warm: str | None,
@@ -103,7 +103,8 @@ class Store(Mapping[str, LazyArray]):
         self._content = manifest.decode(handle.manifest(), self._path, lazily=lazily)
         self._last_content, self._last_commit = self._content, handle.commit
         if at is not None:
-            self._handle = handle.at(self._history().find(at).offset)
+            found = at if isinstance(at, Origin) else self._history().find(at)
+            self._handle = handle.at(found.offset)
             data = self._handle.manifest()
             self._content = manifest.decode(data, self._path, lazily=lazily)
         self._arrays = OpenArrays(mode, on_error, pages)

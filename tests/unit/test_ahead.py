@@ -86,6 +86,8 @@ def test_advice(path: Path) -> None:
             a.advise("never")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="copy"):
             a[[1, 2]].view(lm.LazyArray).advise("random")
+    with pytest.raises(lm.ClosedError):
+        a.advise("random")
 
 
 def test_what_is_ahead_of_a_writer_is_not_taken_for_written(tmp_path: Path) -> None:

@@ -144,6 +144,19 @@ def test_an_array_that_can_be_written_goes_by_reference_once_it_is_saved(
         assert len(pickle.dumps(new)) < SIZE_MAX
 
 
+def test_an_older_state_is_found_behind_which_others_lie(path: Path) -> None:
+    with lm.open(path) as store:
+        first = pickle.dumps(store["a"])
+    with lm.open(path, "r+") as store:
+        store["a"][0] = 1
+        store.flush()
+        last = pickle.dumps(store["a"])
+        store["a"][0] = 2
+        store.flush()
+    np.testing.assert_array_equal(pickle.loads(first), A)
+    assert (pickle.loads(last)[0] == 1).all()
+
+
 def test_a_state_that_is_gone_is_an_error(path: Path, tmp_path: Path) -> None:
     with lm.open(path) as store:
         pickled = pickle.dumps(store["a"])
