@@ -16,10 +16,6 @@
  * A stream that is replaced before half of what it asked for was reached has wasted work: then
  * it takes one more fault in line to begin the next one, until a stream proves good.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <stdlib.h>
-
 #include "internal.h"
 
 #define AHEAD_BYTES  ((uint64_t)32 << 20) /* of a stream's window, at most */
@@ -189,61 +185,6 @@ static struct piece extend(const lm_region *r, struct lm__stream *s)
     return piece;
 }
 
-/* ---- filling a piece ------------------------------------------------------------------------- */
-
-struct strided {
-    lm_region *region;
-    struct piece piece;
-    int is_write;
-};
-
-static int strided_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,
-                        struct lm_error *err)
-{
-    const struct strided *p = context;
-    uint64_t way = (uint64_t)(p->piece.stride * (int64_t)(step_idx + 1));
-    return lm__fill_readahead(p->region, chunk_of(p->region, p->piece.at + way),
-                              p->is_write, scratch, err);
-}
-
-static void strided_free(void *context)
-{
-    struct strided *p = context;
-    lm__region_drop(p->region);
-    free(p);
-}
-
-static int strided_start(lm_region *r, struct piece piece, int is_write, lm_job **out)
-{
-    struct strided *p = malloc(sizeof *p);
-    if (!p)
-        return -ENOMEM;
-    *p = (struct strided){r, piece, is_write};
-    lm_region_retain(r);
-    struct lm__job_spec spec = {
-        .step = strided_step,
-        .free_context = strided_free,
-        .context = p,
-        .steps = piece.count - 1,
-        .priority = LM_JOB_URGENT,
-    };
-    return lm__job_start(&spec, out);
-}
-
-static void start(lm_region *r, struct piece piece, int is_write)
-{
-    lm_job *job;
-    int rc;
-    if (piece.stride == (int64_t)1 << r->chunk_shift) {
-        uint64_t tripwire = chunk_of(r, piece.at);
-        rc = lm__prefetch_after(r, tripwire, piece.count - 1, is_write, &job);
-    } else {
-        rc = strided_start(r, piece, is_write, &job);
-    }
-    if (rc == 0)
-        lm_job_close(job, LM_JOB_DETACH);
-}
-
 /* ---- for the rest of the engine --------------------------------------------------------------- */
 
 void lm__ahead_note(lm_region *r, uint64_t offset, int is_write)
@@ -263,6 +204,7 @@ void lm__ahead_note(lm_region *r, uint64_t offset, int is_write)
         a->chunks += piece.count > 1 ? piece.count - 1 : 0;
     }
     pthread_mutex_unlock(&a->lock);
-    if (piece.count > 1)
-        start(r, piece, is_write && r->tracking != LM_TRACK_NONE);
+    if (piece.count > 1) /* where that fails, there is demand */
+        lm__prefetch_run(r, piece.at + (uint64_t)piece.stride, piece.stride,
+                         piece.count - 1, is_write && r->tracking != LM_TRACK_NONE);
 }

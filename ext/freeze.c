@@ -37,7 +37,7 @@ void lm__freeze_bound_copies(size_t bytes_max)
 
 static uint64_t copies_bytes_max(void)
 {
-    uint64_t share = lm__memory_available() / COPIES_SHARE;
+    uint64_t share = lm_memory_available() / COPIES_SHARE;
 #ifdef LM_CHECKS
     if (lm_load_seq_cst(&g_copies_bytes_max) != 0)
         return lm_load_seq_cst(&g_copies_bytes_max);

@@ -76,9 +76,6 @@ uint64_t lm__now_ns(void); /* that only goes on */
 int lm__array_reserve(void *array, uint64_t *capacity, uint64_t count,
                       size_t item_bytes);
 unsigned lm__cores(void); /* that this process may use */
-/* What this process can have without anything being swapped out or killed, as far as the system
- * and its memory cgroup say; 0 if they don't. */
-uint64_t lm__memory_available(void);
 struct lm__thread {
     void (*run)(void);
     const char *name;
@@ -387,7 +384,7 @@ struct lm_commit lm__commit_of(const struct lm__record *rec, uint64_t file_bytes
 void lm__object_retain(lm_object *object);
 /* What the object is read from now, with a reference. */
 struct lm__base *lm__object_base(lm_object *object);
-/* Let the system start to read a chunk's payload. */
+/* Let the system start to read the payloads of some chunks. */
 void lm__object_will_need(lm_object *object, uint64_t first, uint64_t count,
                           struct lm__scratch *scratch);
 void lm__base_drop(struct lm__base *base);
@@ -943,8 +940,8 @@ int lm__fill_ahead(lm_region *region, uint64_t chunk_idx, struct lm__scratch *sc
  * who is about to write: his fault brings pages that can be written. */
 int lm__fill_readahead(lm_region *region, uint64_t chunk_idx, int is_write,
                        struct lm__scratch *scratch, struct lm_error *err);
-/* As lm__fill_ahead(), for chunks that fill huge pages, if those can be moved in as they are.  0: nothing
- * was done; they are to be filled one by one. */
+/* As lm__fill_ahead(), for chunks that fill huge pages, if those can be moved in as they are.
+ * 0: nothing was done; they are to be filled one by one. */
 int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t count,
                                 struct lm__scratch *scratch);
 /* Drop the pages of chunks from `first` on, before `end`, as far as they are CLEAN.  Returns how
@@ -1052,10 +1049,10 @@ int lm__job_start(const struct lm__job_spec *spec, lm_job **out);
 
 /* ---- prefetch.c ------------------------------------------------------------------------------------------- */
 
-/* Fill `count` chunks behind chunk `before`, urgently; for somebody who is about to write, or
- * not. */
-int lm__prefetch_after(lm_region *region, uint64_t before, uint64_t count, int is_write,
-                       lm_job **out);
+/* Start to fill, urgently, the chunks of `count` bytes of the object, the first at `at`, the others
+ * each `stride` bytes on; for somebody who is about to write, or not. */
+void lm__prefetch_run(lm_region *region, uint64_t at, int64_t stride, uint64_t count,
+                      int is_write);
 
 /* ---- ahead.c ---------------------------------------------------------------------------------------------- */
 

@@ -186,7 +186,7 @@ static uint64_t left_of(const char *limit_path, const char *used_path)
 
 #define CGROUP "/sys/fs/cgroup/"
 
-uint64_t lm__memory_available(void)
+uint64_t lm_memory_available(void)
 {
     uint64_t kib = read_number("/proc/meminfo", "MemAvailable:");
     uint64_t all = kib == UINT64_MAX ? 0 : kib << 10;

@@ -33,8 +33,10 @@ struct prefetch {
     lm_region *region;
     uint64_t first, end;      /* chunks */
     uint64_t chunks_per_step; /* the first step may have less, and so may the last */
-    int is_readahead;         /* chunks that others fill are left to them */
-    int is_write;             /* for somebody who is about to write */
+    uint64_t at; /* of strides: byte of the first, and how far to the next */
+    int64_t stride;
+    int is_readahead; /* chunks that others fill are left to them */
+    int is_write;     /* for somebody who is about to write */
 };
 
 static int prefetch_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,
@@ -43,11 +45,14 @@ static int prefetch_step(void *context, uint64_t step_idx, struct lm__scratch *s
     const struct prefetch *p = context;
     uint64_t low = (p->first / p->chunks_per_step + step_idx) * p->chunks_per_step;
     uint64_t high = low + p->chunks_per_step;
-    uint64_t read = READ_AHEAD_STEPS * p->chunks_per_step;
+    uint64_t ahead = READ_AHEAD_STEPS * p->chunks_per_step;
+    uint64_t read = step_idx == 0 ? low : low + ahead, read_end = high + ahead;
     int rc = 0;
-    if (step_idx == 0)
-        start_reading(p->region, low, read, scratch);
-    start_reading(p->region, low + read, p->chunks_per_step, scratch);
+    if (!p->is_readahead &&
+        read_end > p->end) /* else the next piece is about to follow */
+        read_end = p->end;
+    if (read < read_end)
+        start_reading(p->region, read, read_end - read, scratch);
     if (low >= p->first && high <= p->end && p->chunks_per_step > 1 &&
         lm__fill_ahead_side_by_side(p->region, low, p->chunks_per_step, scratch))
         return 0;
@@ -57,6 +62,15 @@ static int prefetch_step(void *context, uint64_t step_idx, struct lm__scratch *s
                  ? lm__fill_readahead(p->region, i, p->is_write, scratch, err)
                  : lm__fill_ahead(p->region, i, scratch, err);
     return rc;
+}
+
+static int stride_step(void *context, uint64_t step_idx, struct lm__scratch *scratch,
+                       struct lm_error *err)
+{
+    const struct prefetch *p = context;
+    uint64_t offset = p->at + (uint64_t)(p->stride * (int64_t)step_idx);
+    return lm__fill_readahead(p->region, offset >> p->region->chunk_shift, p->is_write,
+                              scratch, err);
 }
 
 static void prefetch_free(void *context)
@@ -77,22 +91,28 @@ static uint64_t chunks_per_step(const lm_region *r, uint64_t chunks)
     return side_by_side;
 }
 
-static int start(const struct prefetch *what, lm_job **out)
+static int start(const struct prefetch *what, struct lm__job_spec spec, lm_job **out)
 {
     struct prefetch *p = malloc(sizeof *p);
     if (!p)
         return -ENOMEM;
     *p = *what;
-    p->chunks_per_step = chunks_per_step(p->region, p->end - p->first);
     lm_region_retain(p->region);
+    spec.free_context = prefetch_free;
+    spec.context = p;
+    spec.priority = p->is_readahead ? LM_JOB_URGENT : LM_JOB_NORMAL;
+    return lm__job_start(&spec, out);
+}
+
+static int start_range(struct prefetch range, lm_job **out)
+{
+    uint64_t per_step = chunks_per_step(range.region, range.end - range.first);
     struct lm__job_spec spec = {
         .step = prefetch_step,
-        .free_context = prefetch_free,
-        .context = p,
-        .steps = lm__div_up(p->end, p->chunks_per_step) - p->first / p->chunks_per_step,
-        .priority = p->is_readahead ? LM_JOB_URGENT : LM_JOB_NORMAL,
+        .steps = lm__div_up(range.end, per_step) - range.first / per_step,
     };
-    return lm__job_start(&spec, out);
+    range.chunks_per_step = per_step;
+    return start(&range, spec, out);
 }
 
 int lm_region_prefetch(lm_region *r, uint64_t offset, uint64_t nbytes, lm_job **out)
@@ -106,20 +126,26 @@ int lm_region_prefetch(lm_region *r, uint64_t offset, uint64_t nbytes, lm_job **
         .first = offset >> shift,
         .end = ((offset + nbytes - 1) >> shift) + 1,
     };
-    return start(&all, out);
+    return start_range(all, out);
 }
 
-int lm__prefetch_after(lm_region *r, uint64_t before, uint64_t count, int is_write,
-                       lm_job **out)
+void lm__prefetch_run(lm_region *r, uint64_t at, int64_t stride, uint64_t count,
+                      int is_write)
 {
-    struct prefetch ahead = {
+    lm_job *job;
+    struct prefetch run = {
         .region = r,
-        .first = before + 1,
-        .end = before + 1 + count,
+        .first = at >> r->chunk_shift,
+        .end = (at >> r->chunk_shift) + count,
+        .at = at,
+        .stride = stride,
         .is_readahead = 1,
         .is_write = is_write,
     };
-    return start(&ahead, out);
+    struct lm__job_spec spec = {.step = stride_step, .steps = count};
+    int is_range = stride == (int64_t)1 << r->chunk_shift;
+    if ((is_range ? start_range(run, &job) : start(&run, spec, &job)) == 0)
+        lm_job_close(job, LM_JOB_DETACH);
 }
 
 /* ---- a list --------------------------------------------------------------------------- */
@@ -218,7 +244,3 @@ void lm_region_fill_here(lm_region *r, uint64_t offset)
     lm__fill_ahead(r, offset >> r->chunk_shift, &scratch, &untold);
     lm__scratch_give(&scratch);
 }
-
-/* ---- how much of it is reasonable -------------------------------------------------------- */
-
-uint64_t lm_memory_available(void) { return lm__memory_available(); }

@@ -1060,7 +1060,8 @@ def open(
 
     Notes
     -----
-    Costs three small reads, whatever the store holds; no array is touched.
+    Costs three reads, the last one of the list of arrays, some 250 bytes for each and
+    parsed as far as it is needed; no array is touched.
 
     Examples
     --------
