@@ -261,10 +261,9 @@ def refer(worker: Worker) -> None:
     with may_be_closed(store):
         a, right = pick(worker, slot)
         index = worker.index_of(right)
-        pickled = pickle.dumps(a[index])
-    again = pickle.loads(pickled)
-    if not np.array_equal(again, right[index]):
-        raise Failure(f"{store.path} {index} was read wrong by reference")
+        again = pickle.loads(pickle.dumps(a[index]))
+        if not np.array_equal(again, right[index]):
+            raise Failure(f"{store.path} {index} was read wrong by reference")
 
 
 def advise(worker: Worker) -> None:
