@@ -183,7 +183,10 @@ def _stalling(question: str, case: str, column: str) -> Figure:
 _WRITES = (
     *_writing("copying into it", "copy of another array"),
     *_writing("filling it with a scalar", "fill with a scalar"),
-    *_writing("8,192 random rows of it", "random rows of 64 KiB"),
+    *_writing("all its rows, in random order", "random rows of 64 KiB, all"),
+    *_writing(
+        "one in eight of its rows, likewise", "random rows of 64 KiB, one in eight"
+    ),
     _saving("`lm.save` of it, s", "save of all"),
     _saving("snapshot, 1 % of its chunks written, s", "snapshot of 1 %"),
     _saving("restore, likewise, s", "restore: another snapshot, 1 % differs"),

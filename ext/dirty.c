@@ -6,13 +6,15 @@
  * (D1) A chunk is DIRTY before its first page can be written.
  *
  * Who writes chunk after chunk would fault at each.  So ever more of what follows a run is made
- * DIRTY ahead of its writer; what is not written after all is found equal when it is to be
- * stored.
+ * DIRTY ahead of its writer.  Who writes here and there faults at a quarter of an area's chunks,
+ * which costs as much as to unprotect the rest of it; then that is done (ski rental).  What is
+ * not written after all is found equal when it is to be stored.
  */
 #include "internal.h"
 
 #define AHEAD_BYTES_MAX ((uint64_t)16 << 20)
 #define PIECE_BYTES     ((uint64_t)2 << 20) /* a freeze waits for one */
+#define AREA_CHUNKS_MIN 8                   /* of PIECE_BYTES */
 
 /* Where the mapping was changed from outside it may fail: then the next write faults. */
 static void unprotect(const lm_region *r, uint64_t chunk_idx, uint64_t count)
@@ -47,6 +49,24 @@ static uint64_t take_clean(lm_region *r, uint64_t chunk_idx, uint64_t most)
     return count;
 }
 
+/* A chunk has become DIRTY: let the rest of its area be written, too, once a quarter is. */
+static void let_write_around(lm_region *r, uint64_t chunk_idx)
+{
+    uint64_t most = PIECE_BYTES >> r->chunk_shift, dirty = 0;
+    if (most < AREA_CHUNKS_MIN)
+        return;
+    uint64_t first = chunk_idx / most * most, end = first + most;
+    for (uint64_t i = first; i < end && i < r->chunks.count; i++)
+        dirty += lm__chunks_state(&r->chunks, i) == LM_CHUNK_DIRTY;
+    if (dirty < most / 4)
+        return;
+    for (uint64_t count; first < end; first += count + 1) {
+        count = take_clean(r, first, end - first);
+        if (count > 0)
+            unprotect(r, first, count);
+    }
+}
+
 /* A DIRTY chunk has a writer, who goes on at once, while we look after what may come next: the
  * pages' protection costs as much as writing them does, but on another core.  0: a freeze has
  * begun, and the caller's lm__writes_begin() is ended. */
@@ -57,7 +77,9 @@ static int let_write(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
     lm_store_relaxed(&r->writes.next, next);
     lm_store_relaxed(&r->writes.run, 2 * ahead + 1);
     unprotect(r, chunk_idx, 1);
-    if (ahead > 0 && scratch->will_block)
+    if (ahead == 0)
+        let_write_around(r, chunk_idx);
+    else if (scratch->will_block)
         scratch->will_block(scratch);
     if (piece == 0)
         piece = 1;

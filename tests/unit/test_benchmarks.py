@@ -47,7 +47,7 @@ CASES = {
     ],
     "writes": [
         "write fault, and unprotecting the chunk",
-        "random rows of 64 KiB, first pass",
+        "random rows of 64 KiB, all, first pass",
         "snapshot of 1 %",
         "restore, nothing differs",
         "a snapshot of all under way",

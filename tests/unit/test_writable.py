@@ -286,6 +286,30 @@ def test_stats_tell_what_was_written(path: Path) -> None:
         assert store.stats().arrays["a"].chunks_dirty == 0
 
 
+@pytest.mark.needs_uffd
+def test_where_a_quarter_is_written_the_rest_is_let_be_written(tmp_path: Path) -> None:
+    with lm.Store() as store:
+        area = (2 << 20) // CHUNK
+        a = store.create("a", (2 * area, CHUNK), "u1", chunk_bytes=CHUNK)
+        a[...] = 1
+        store.flush()
+        before = store.stats().arrays["a"].write_faults
+        scattered = np.random.default_rng(1).permutation(area // 2) * 2
+
+        def write(rows: Any) -> tuple[int, int]:
+            for row in rows:
+                a[row, 5] = 2
+            stats = store.stats().arrays["a"]
+            return stats.chunks_dirty, stats.write_faults - before
+
+        assert write(scattered[: area // 4 - 1]) == (area // 4 - 1,) * 2
+        assert write(scattered[area // 4 - 1 : area // 4]) == (area, area // 4)
+        assert write(range(area)) == (area, area // 4)
+        a[:] = 1
+        a[7] = 3
+        assert store.flush().chunks == 1
+
+
 # ---- create, put, delete -------------------------------------------------------------
 
 
