@@ -19,7 +19,8 @@
 #include "internal.h"
 
 #define AHEAD_BYTES  ((uint64_t)32 << 20) /* of a stream's window, at most */
-#define WINDOW_FIRST 4                    /* chunks */
+#define BUDGET_SHARE 16  /* of the memory, at most, is what nobody has read yet */
+#define WINDOW_FIRST 4   /* chunks */
 #define FAULTS_MIN   2   /* in line before the one that begins a stream; 3, with gaps */
 #define PROVEN       16  /* chunks reached: the stream is a good one */
 #define QUIET_MAX    128 /* faults elsewhere, until a stream is taken to have ended */
@@ -61,7 +62,11 @@ static uint64_t steps_left(const lm_region *r, const struct lm__stream *s)
 
 /* ---- detection: all under the lock ----------------------------------------------------------- */
 
-static uint64_t window_max(const lm_region *r) { return AHEAD_BYTES >> r->chunk_shift; }
+static uint64_t window_max(const lm_region *r)
+{
+    uint64_t share = lm__budget_limit(r) / BUDGET_SHARE;
+    return (share < AHEAD_BYTES ? share : AHEAD_BYTES) >> r->chunk_shift;
+}
 
 static int was_seen(const struct lm__ahead *a, const lm_region *r, uint64_t offset,
                     int is_anywhere_in_chunk)

@@ -8,6 +8,8 @@
  *        CLEAN <--commit-- SAVED <--copied-- COPYING <-- FROZEN
  *                            '---- write, thaw ----> DIRTY
  *
+ *        SPILLED <--spilled-- REFILLING <-- DIRTY, and back the same way
+ *
  *   FROZEN chunks belong to a snapshot and may not change before they are copied; of a SAVED
  *   one there is a copy.  Giving memory back is claim, then abandon.
  *
@@ -33,11 +35,13 @@
 
 #define LEAF_SHIFT 12
 #define LEAF_WORDS ((uint64_t)1 << LEAF_SHIFT)
-#define STATE_BITS 3
+#define STATE_BITS 4
 #define STATE_MASK ((1u << STATE_BITS) - 1)
 
 struct lm__chunks_leaf {
-    _Atomic uint32_t dirty; /* chunks that are DIRTY or REFILLING */
+    struct lm__note *notes; /* of budget.c, under its lock; NULL: none yet */
+    _Atomic(lm__extent_slot *) extents;
+    _Atomic uint32_t dirty; /* chunks for which is_dirty() */
     _Atomic uint32_t words[];
 };
 
@@ -48,7 +52,8 @@ static uint32_t word(uint32_t generation, enum lm__chunk_state state)
 
 static int is_dirty(enum lm__chunk_state state)
 {
-    return state == LM_CHUNK_DIRTY || state == LM_CHUNK_REFILLING;
+    return state == LM_CHUNK_DIRTY || state == LM_CHUNK_REFILLING ||
+           state == LM_CHUNK_SPILLED;
 }
 
 /* A thread is at it, whatever the generation. */
@@ -73,13 +78,25 @@ int lm__chunks_init(struct lm__chunks *c, uint64_t count)
     return c->leaves ? 0 : -ENOMEM;
 }
 
+static void leaf_free(struct lm__chunks_leaf *leaf)
+{
+    lm__extent_slot *extents = lm_load_relaxed(&leaf->extents);
+    for (uint64_t i = 0; extents && i < LEAF_WORDS; i++)
+        if (lm_load_relaxed(&extents[i]))
+            lm__extent_drop(lm_load_relaxed(&extents[i]));
+    free(extents);
+    free(leaf->notes);
+    free(leaf);
+}
+
 void lm__chunks_fini(struct lm__chunks *c)
 {
     /* The table of a long array has pages that nobody has touched, nor should. */
     for (uint64_t i = 0, left = lm_load_relaxed(&c->leaf_count); left > 0; i++) {
         struct lm__chunks_leaf *leaf = lm_load_relaxed(&c->leaves[i]);
         left -= leaf != NULL;
-        free(leaf);
+        if (leaf)
+            leaf_free(leaf);
     }
     free(c->leaves);
 }
@@ -98,16 +115,21 @@ static _Atomic uint32_t *find_word(const struct lm__chunks *c, uint64_t idx)
     return leaf ? &leaf->words[idx & (LEAF_WORDS - 1)] : NULL;
 }
 
+/* How many the leaf of a chunk has. */
+static uint64_t leaf_words(const struct lm__chunks *c, uint64_t idx)
+{
+    uint64_t left = c->count - (idx & ~(LEAF_WORDS - 1));
+    return left < LEAF_WORDS ? left : LEAF_WORDS;
+}
+
 /* NULL: no memory. */
 static _Atomic uint32_t *make_word(struct lm__chunks *c, uint64_t idx)
 {
     _Atomic(struct lm__chunks_leaf *) *slot = &c->leaves[idx >> LEAF_SHIFT];
     struct lm__chunks_leaf *leaf = lm_load_acquire(slot);
     if (!leaf) {
-        uint64_t left = c->count - (idx & ~(LEAF_WORDS - 1));
-        uint64_t words = left < LEAF_WORDS ? left : LEAF_WORDS;
         struct lm__chunks_leaf *made =
-            calloc(1, sizeof *made + words * sizeof made->words[0]);
+            calloc(1, sizeof *made + leaf_words(c, idx) * sizeof made->words[0]);
         if (!made)
             return NULL;
         if (lm_cas_acq_rel(slot, &leaf, made)) { /* pairs with the loads */
@@ -218,18 +240,19 @@ int lm__chunks_claim_to_drop(struct lm__chunks *c, uint64_t idx)
         return 0;
     if (is_busy(from) || from == LM_CHUNK_FROZEN)
         return -EAGAIN;
-    return change(c, idx, from, LM_CHUNK_FILLING) ? 1 : -EAGAIN;
+    if (!change(c, idx, from, LM_CHUNK_FILLING))
+        return -EAGAIN;
+    return from == LM_CHUNK_SPILLED ? 2 : 1;
 }
 
-int lm__chunks_publish(struct lm__chunks *c, uint64_t idx, int is_written)
+/* What is claimed becomes `to`.  0: the generation has changed. */
+static int publish_as(struct lm__chunks *c, uint64_t idx, enum lm__chunk_state to)
 {
     /* After the install, before the verdict: pairs with the increment in forget_all. */
     uint32_t generation = lm_load_seq_cst(&c->generation);
     _Atomic uint32_t *w = find_word(c, idx);
     uint32_t value = lm_load_relaxed(w); /* (C1): nobody else changes it */
     enum lm__chunk_state from = (enum lm__chunk_state)(value & STATE_MASK);
-    enum lm__chunk_state to =
-        is_written || from == LM_CHUNK_REFILLING ? LM_CHUNK_DIRTY : LM_CHUNK_CLEAN;
     lm_assert(from == LM_CHUNK_FILLING || from == LM_CHUNK_REFILLING);
     if (value != word(generation, from))
         return 0;
@@ -238,15 +261,33 @@ int lm__chunks_publish(struct lm__chunks *c, uint64_t idx, int is_written)
     return 1;
 }
 
+int lm__chunks_publish(struct lm__chunks *c, uint64_t idx, int is_written)
+{
+    uint32_t value = lm_load_relaxed(find_word(c, idx));
+    int was_written = (value & STATE_MASK) == LM_CHUNK_REFILLING;
+    return publish_as(c, idx,
+                      is_written || was_written ? LM_CHUNK_DIRTY : LM_CHUNK_CLEAN);
+}
+
 void lm__chunks_abandon(struct lm__chunks *c, uint64_t idx)
 {
     _Atomic uint32_t *w = find_word(c, idx);
     uint32_t value = lm_load_relaxed(w);
     enum lm__chunk_state from = (enum lm__chunk_state)(value & STATE_MASK);
     lm_assert(from == LM_CHUNK_FILLING || from == LM_CHUNK_REFILLING);
-    /* What was written is still there, but for the pages that could not be filled. */
-    if (from == LM_CHUNK_REFILLING && lm__chunks_publish(c, idx, 1))
-        return;
+    /* What was written is still there, but for the pages that could not be filled; or it has been
+     * spilled. */
+    enum lm__chunk_state to =
+        lm__chunks_extent(c, idx) ? LM_CHUNK_SPILLED : LM_CHUNK_DIRTY;
+    if (from != LM_CHUNK_REFILLING || !publish_as(c, idx, to))
+        lm__chunks_forget(c, idx);
+}
+
+void lm__chunks_forget(struct lm__chunks *c, uint64_t idx)
+{
+    _Atomic uint32_t *w = find_word(c, idx);
+    enum lm__chunk_state from = (enum lm__chunk_state)(lm_load_relaxed(w) & STATE_MASK);
+    lm_assert(from == LM_CHUNK_FILLING || from == LM_CHUNK_REFILLING);
     count(c, idx, from, LM_CHUNK_ABSENT);
     lm_store_seq_cst(w, 0);
 }
@@ -273,4 +314,62 @@ void lm__chunks_copied(struct lm__chunks *c, uint64_t idx)
     lm_assert((value & STATE_MASK) == LM_CHUNK_COPYING);
     int is_there = value == word(generation, LM_CHUNK_COPYING);
     lm_store_seq_cst(w, is_there ? word(generation, LM_CHUNK_SAVED) : 0);
+}
+
+/* ---- notes -------------------------------------------------------------------------------------- */
+
+struct lm__note *lm__chunks_note(struct lm__chunks *c, uint64_t idx)
+{
+    struct lm__chunks_leaf *leaf = find_leaf(c, idx);
+    if (leaf && !leaf->notes)
+        leaf->notes = calloc(leaf_words(c, idx), sizeof leaf->notes[0]);
+    return leaf && leaf->notes ? &leaf->notes[idx & (LEAF_WORDS - 1)] : NULL;
+}
+
+void lm__chunks_forget_notes(struct lm__chunks *c)
+{
+    for (uint64_t idx = 0; idx < c->count; idx += LEAF_WORDS) {
+        struct lm__chunks_leaf *leaf = find_leaf(c, idx);
+        if (leaf && leaf->notes)
+            memset(leaf->notes, 0, leaf_words(c, idx) * sizeof leaf->notes[0]);
+    }
+}
+
+/* ---- extents ------------------------------------------------------------------------------------- */
+
+/* NULL: no chunk of the leaf has ever had one. */
+static lm__extent_slot *find_slot(const struct lm__chunks *c, uint64_t idx)
+{
+    struct lm__chunks_leaf *leaf = find_leaf(c, idx);
+    lm__extent_slot *slots = leaf ? lm_load_acquire(&leaf->extents) : NULL;
+    return slots ? &slots[idx & (LEAF_WORDS - 1)] : NULL;
+}
+
+struct lm__extent *lm__chunks_extent(const struct lm__chunks *c, uint64_t idx)
+{
+    lm__extent_slot *slot = find_slot(c, idx);
+    return slot ? lm_load_acquire(slot) : NULL;
+}
+
+int lm__chunks_set_extent(struct lm__chunks *c, uint64_t idx, struct lm__extent *extent)
+{
+    struct lm__chunks_leaf *leaf = find_leaf(c, idx);
+    lm__extent_slot *none = NULL;
+    if (!lm_load_acquire(&leaf->extents)) {
+        lm__extent_slot *made = calloc(LEAF_WORDS, sizeof made[0]);
+        if (!made)
+            return -ENOMEM;
+        if (!lm_cas_acq_rel(&leaf->extents, &none, made))
+            free(made); /* another thread was faster */
+    }
+    lm_store_release(find_slot(c, idx), extent);
+    return 0;
+}
+
+void lm__chunks_drop_extent(const struct lm__chunks *c, uint64_t idx)
+{
+    lm__extent_slot *slot = find_slot(c, idx);
+    struct lm__extent *extent = slot ? lm_swap_seq_cst(slot, NULL) : NULL;
+    if (extent)
+        lm__extent_drop(extent);
 }

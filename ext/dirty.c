@@ -19,9 +19,7 @@
 /* Where the mapping was changed from outside it may fail: then the next write faults. */
 static void unprotect(const lm_region *r, uint64_t chunk_idx, uint64_t count)
 {
-    struct lm__span first = lm__region_span(r, chunk_idx);
-    struct lm__span last = lm__region_span(r, chunk_idx + count - 1);
-    struct lm__span span = {first.addr, last.addr + last.bytes - first.addr};
+    struct lm__span span = lm__region_run_span(r, (struct lm__run){chunk_idx, count});
     lm__pause("let write");
     lm__uffd_protect(span.addr, span.bytes, 0);
     lm__waiters_wake(span);
@@ -97,9 +95,10 @@ static int let_write(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
     return 1;
 }
 
-static void drop_false_bytes(lm_region *r, uint64_t chunk_idx)
+static void drop_false_bytes(lm_region *r, uint64_t chunk_idx,
+                             enum lm__chunk_state state)
 {
-    if (lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_ABSENT) > 0) {
+    if (lm__chunks_claim(&r->chunks, chunk_idx, state) > 0) {
         lm__kept_drop_in(lm__region_span(r, chunk_idx));
         lm__chunks_abandon(&r->chunks, chunk_idx);
         lm__waiters_wake(lm__region_span(r, chunk_idx));
@@ -126,9 +125,13 @@ void lm__write_serve(lm_region *r, uint64_t chunk_idx, const struct lm__fault *f
             if (is_served && !let_write(r, chunk_idx, scratch))
                 return;
             break;
-        case LM_CHUNK_DIRTY: unprotect(r, chunk_idx, 1); break;
+        case LM_CHUNK_DIRTY: /* maybe it was filled from the spill file */
+            lm__chunks_drop_extent(&r->chunks, chunk_idx);
+            unprotect(r, chunk_idx, 1);
+            break;
         case LM_CHUNK_ABSENT: /* dropped meanwhile, or false bytes: it faults anew */
-            drop_false_bytes(r, chunk_idx);
+        case LM_CHUNK_SPILLED:
+            drop_false_bytes(r, chunk_idx, state);
             lm__waiters_wake(
                 (struct lm__span){lm__waiter_of(fault).page, lm__page_bytes()});
             break;

@@ -28,6 +28,7 @@ const char *lm_strerror(int code)
     case LM_E_DANGLING: return "touched memory of an array that no longer exists";
     case LM_E_NO_HUGE_PAGES: return "the system's pool has too few of them free";
     case LM_E_LOCKED: return "another writer has the store open";
+    case LM_E_BUDGET: return "the memory limit is reached, and nothing can be dropped";
     default: return code < 0 ? strerror(-code) : "unknown code";
     }
 }

@@ -12,6 +12,7 @@
 
 #include "internal.h"
 
+#define ROOM_MS    20                /* until who had no room touches its chunk again */
 #define SKIP_BYTES ((size_t)4 << 20) /* takes a few milliseconds */
 
 static struct lm_error failure_of(const lm_region *r, uint64_t chunk_idx, int code,
@@ -35,18 +36,25 @@ static void serve_claimed(lm_region *r, uint64_t chunk_idx,
     scratch->toucher_tid = w.tid;
     scratch->toucher_page = w.page;
     scratch->toucher_writes = fault->is_write;
-    int is_filled = !lost && lm__fill(r, chunk_idx, from, scratch, &cause) == 0;
+    int rc = lost ? lost : lm__fill(r, chunk_idx, from, scratch, &cause);
     scratch->toucher_tid = 0;
     scratch->toucher_page = 0;
     scratch->toucher_writes = 0;
-    if (is_filled)
+    if (rc == 0)
         return;
-    lm__fill_will_block(scratch);
+    if (rc == LM_LATER) {
+        lm__waiter_serve_later(w);
+        lm__chunks_abandon(&r->chunks, chunk_idx);
+        scratch->late_addr = failed.span.addr;
+        scratch->late_bytes = failed.span.bytes;
+        return;
+    }
+    lm__will_block(scratch);
     lm__pause("fill failed");
     int still_waits = lost ? lm__waiter_comes_again(w) : lm__waiter_take(w);
     lm__interrupt_end(w.tid);
     failed.cause = &cause;
-    failed.from = from;
+    failed.from = from == LM_CHUNK_SPILLED ? LM_CHUNK_ABSENT : from;
     if (!still_waits) /* it had an error meanwhile, and has gone on */
         failed.tid = 0;
     if (still_waits || !lost) /* else those who do wait will come again, too */
@@ -83,12 +91,12 @@ static void serve_interrupted(lm_region *r, uint64_t chunk_idx,
                               const struct lm__fault *fault, enum lm__chunk_state from,
                               struct lm__scratch *scratch)
 {
-    lm__fill_will_block(scratch);
+    lm__will_block(scratch);
     struct lm_error cause = failure_of(r, chunk_idx, -EINTR, "wait for the chunk");
     struct lm__failed failed = lm__failed_fault(r, chunk_idx, fault);
     uint64_t more = from == LM_CHUNK_ABSENT ? claim_absent(r, chunk_idx + 1) : 0;
     failed.cause = &cause;
-    failed.from = from;
+    failed.from = from == LM_CHUNK_SPILLED ? LM_CHUNK_ABSENT : from;
     failed.is_interrupt = 1;
     for (uint64_t i = 1; i <= more; i++)
         failed.span.bytes += lm__region_span(r, chunk_idx + i).bytes;
@@ -96,7 +104,7 @@ static void serve_interrupted(lm_region *r, uint64_t chunk_idx,
         failed.span = (struct lm__span){failed.page, lm__region_page_bytes(r)};
     lm__ones_serve(r, failed, scratch);
     for (uint64_t i = 1; i <= more; i++)
-        lm__fill_abandon(r, chunk_idx + i);
+        lm__run_abandon(r, (struct lm__run){chunk_idx + i, 1});
 }
 
 /* A chunk that another thread is filling, which finds the waiter when it is done.  Where writes
@@ -118,7 +126,7 @@ static void serve_filling(lm_region *r, uint64_t chunk_idx,
 }
 
 /* For who copies the chunk, and holds it until this is over. */
-static void serve_copier(lm_region *r, uint64_t chunk_idx,
+static void serve_copier(lm_region *r, uint64_t chunk_idx, int copier,
                          const struct lm__fault *fault, struct lm__scratch *scratch)
 {
     struct lm_error cause = lm__error(0, "");
@@ -130,10 +138,22 @@ static void serve_copier(lm_region *r, uint64_t chunk_idx,
     failed.span = (struct lm__span){failed.page, lm__region_page_bytes(r)};
     failed.tid = 0;
     failed.is_copier = 1;
+    lm__copier_fail(copier);
     lm__freeze_fail(r, &cause);
-    lm__fill_will_block(scratch);
+    lm__will_block(scratch);
     lm__waiter_take(lm__waiter_of(fault));
     lm__ones_serve(r, failed, scratch);
+}
+
+static int try_copier(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
+                      struct lm__scratch *scratch)
+{
+    int copier = lm__copier_serve_begin(r, chunk_idx, fault->tid);
+    if (copier < 0)
+        return 0;
+    serve_copier(r, chunk_idx, copier, fault, scratch);
+    lm__copier_serve_end(copier);
+    return 1;
 }
 
 /* A page that the application has given back, of a chunk that a snapshot has yet to copy:
@@ -146,11 +166,7 @@ static void serve_frozen(lm_region *r, uint64_t chunk_idx,
         lm__freeze_hurry(r, chunk_idx);
         return;
     }
-    int copier = lm__freeze_serve_begin(r, chunk_idx, fault->tid);
-    if (copier < 0)
-        return;
-    serve_copier(r, chunk_idx, fault, scratch);
-    lm__freeze_serve_end(copier);
+    try_copier(r, chunk_idx, fault, scratch);
 }
 
 static int is_frozen(const lm_region *r, enum lm__chunk_state state)
@@ -172,6 +188,8 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
     lm__ahead_note(r, fault->addr - r->addr, fault->is_write);
     for (;;) {
         enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
+        if (state == LM_CHUNK_REFILLING && try_copier(r, chunk_idx, fault, scratch))
+            return;
         if (state == LM_CHUNK_FILLING || state == LM_CHUNK_REFILLING) {
             serve_filling(r, chunk_idx, fault, scratch);
             return;
@@ -214,7 +232,7 @@ static void serve_moved(const struct lm__fault *fault, struct lm__scratch *scrat
     struct lm_error cause = lm__error(LM_E_LOST_MAPPING, "address");
     cause.found = fault->addr;
     if (lm__region_unprotect_dangling(fault->addr)) {
-        lm__fill_will_block(scratch);
+        lm__will_block(scratch);
         lm__failure_report(fault->tid, &cause);
         lm__failure_wait_announced(fault->tid, LM_ANNOUNCE_MS);
     }
@@ -229,7 +247,7 @@ static void serve_dangling(const struct lm__fault *fault, struct lm__scratch *sc
     if (suspicion == LM_SUSPECT_ELSEWHERE)
         return;
     if (suspicion == LM_SUSPECT_BEGUN) {
-        lm__fill_will_block(scratch);
+        lm__will_block(scratch);
         int has_come = lm__waiter_comes_again(w);
         int code = has_come ? lm__region_dangling_code(fault->addr) : 0;
         if (code != 0) {
@@ -250,7 +268,7 @@ static void serve_dangling(const struct lm__fault *fault, struct lm__scratch *sc
 void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
 {
     lm__pause("waiter entered");
-    lm__fill_gate_enter(scratch);
+    lm__gate_enter(scratch);
     lm_region *r = lm__region_find(fault->addr);
     if (r) {
         serve_region(r, fault, scratch);
@@ -260,5 +278,11 @@ void lm__fault_serve(const struct lm__fault *fault, struct lm__scratch *scratch)
     } else {
         serve_dangling(fault, scratch);
     }
-    lm__fill_gate_leave();
+    lm__gate_leave();
+    if (scratch->late_bytes > 0) {
+        lm__will_block(scratch);
+        lm__budget_await_room(ROOM_MS);
+        lm__waiters_wake((struct lm__span){scratch->late_addr, scratch->late_bytes});
+        scratch->late_bytes = 0;
+    }
 }

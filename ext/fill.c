@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause
- * fill.c - a claimed chunk gets its pages: decode, install, publish, wake; and loses them.
+ * fill.c - a claimed chunk gets its pages: decode, install, publish, wake.
  *
  * Chunks are filled for somebody who waits (fault.c), or ahead (prefetch.c).  Everything here
- * runs inside the gate, which a fork closes: a child finds no chunk FILLING.
+ * runs inside the gate.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stdio.h>
 #include <time.h>
 
 #include "internal.h"
@@ -13,47 +14,7 @@
 #define NO_MEMORY_RETRIES 5
 #define ZEROS_BYTES       65536
 
-/* ---- the gate between fills and fork ------------------------------------------------------ */
-
-/* Read: somebody looks at a region, and may fill a chunk.  Write: fork. */
-static pthread_rwlock_t g_gate = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
-
-void lm__fill_gate_enter(struct lm__scratch *scratch)
-{
-    if (pthread_rwlock_tryrdlock(&g_gate) == 0)
-        return;
-    /* A fork waits for the fills under way, and they for events to be read. */
-    lm__fill_will_block(scratch);
-    pthread_rwlock_rdlock(&g_gate);
-}
-
-void lm__fill_gate_leave(void) { pthread_rwlock_unlock(&g_gate); }
-
-void lm__fill_fork_prepare(void) { pthread_rwlock_wrlock(&g_gate); }
-void lm__fill_fork_done(void) { pthread_rwlock_unlock(&g_gate); }
-
-/* The threads that had entered, or were waiting to, are gone. */
-void lm__fill_fork_child(void)
-{
-    static const pthread_rwlock_t fresh =
-        PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
-    g_gate = fresh;
-    pthread_rwlock_wrlock(&g_gate);
-}
-
-void lm__fill_will_block(struct lm__scratch *scratch)
-{
-    if (scratch && scratch->will_block)
-        scratch->will_block(scratch);
-}
-
 /* ---- filling --------------------------------------------------------------------------------- */
-
-void lm__fill_abandon(lm_region *r, uint64_t chunk_idx)
-{
-    lm__chunks_abandon(&r->chunks, chunk_idx);
-    lm__waiters_wake(lm__region_span(r, chunk_idx));
-}
 
 /* Before a tracked chunk is published: no page in it is to be false, (L1) of ones.c. */
 static void await_taken_back(const lm_region *r)
@@ -66,23 +27,11 @@ static void await_taken_back(const lm_region *r)
 void lm__fill_unclaim(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state from)
 {
     await_taken_back(r);
-    if (from != LM_CHUNK_ABSENT && lm__chunks_publish(&r->chunks, chunk_idx, 0))
+    if (!lm__chunk_is_away(from) && lm__chunks_publish(&r->chunks, chunk_idx, 0))
         lm__waiters_wake(lm__region_span(r, chunk_idx)); /* its other pages are as
                                                           * good as they were: (C2) */
     else
-        lm__fill_abandon(r, chunk_idx);
-}
-
-/* Chunks that are filled as one. */
-struct run {
-    uint64_t first, count;
-};
-
-static struct lm__span run_span(const lm_region *r, struct run run)
-{
-    struct lm__span first = lm__region_span(r, run.first);
-    struct lm__span last = lm__region_span(r, run.first + run.count - 1);
-    return (struct lm__span){first.addr, last.addr + last.bytes - first.addr};
+        lm__run_abandon(r, (struct lm__run){chunk_idx, 1});
 }
 
 static int is_movable(const lm_region *r, struct lm__span span)
@@ -125,6 +74,7 @@ struct manner {
     int is_write;   /* for somebody who is about to write */
     int is_written; /* they are to be DIRTY */
     int is_frozen;  /* nobody may write to them as yet */
+    int is_spilled; /* they come from there, and are protected: so they equal it */
     int must_end;   /* lm__writes_end(), when they are */
     int has_begun;  /* some pages may be there */
 };
@@ -198,17 +148,43 @@ static int install(lm_region *r, struct lm__span span, struct lm__block block,
     return lm__fail(err, lm__error(LM_E_LOST_MAPPING, "mapping"));
 }
 
+/* What was written to a chunk and has been spilled. */
+static int decode_spilled(const lm_region *r, uint64_t chunk_idx,
+                          struct lm__block *block, struct lm__scratch *scratch,
+                          struct lm_error *err)
+{
+    const struct lm__extent *extent = lm__chunks_extent(&r->chunks, chunk_idx);
+    size_t bytes = lm__region_chunk_bytes(r, chunk_idx);
+    int rc = lm__extent_read(extent, r->object->spec.shuffle_width, bytes, scratch,
+                             &block->data, err);
+    block->is_zero = rc == LM_ZERO_CHUNK;
+    if (rc == LM_ZERO_CHUNK && lm__region_is_hugetlb(r)) {
+        rc = lm__scratch_reserve(scratch, block->bytes);
+        block->data = scratch->a;
+        bytes = 0;
+    }
+    if (rc < 0) {
+        lm__region_blame(r, chunk_idx, err);
+        snprintf(err->what, sizeof err->what, "payload in the spill file");
+        return rc;
+    }
+    if (block->data)
+        memset(block->data + bytes, 0, block->bytes - bytes);
+    return 0;
+}
+
 /* 0, DROPPED, or an error; *block is what was decoded. */
-static int decode_and_install(lm_region *r, struct run run, struct lm__block *block,
+static int decode_and_install(lm_region *r, struct lm__run run, struct lm__block *block,
                               struct manner *manner, struct lm__scratch *scratch,
                               struct lm_error *err)
 {
-    struct lm__span span = run_span(r, run);
+    struct lm__span span = lm__region_run_span(r, run);
     int can_move = is_movable(r, span);
     *block = (struct lm__block){.offset = span.addr - r->addr,
                                 .bytes = span.bytes,
                                 .is_apart = can_move || lm__region_is_hugetlb(r)};
-    int rc = lm__block_decode(r->object, block, scratch, err);
+    int rc = manner->is_spilled ? decode_spilled(r, run.first, block, scratch, err)
+                                : lm__block_decode(r->object, block, scratch, err);
     lm__pause("install");
     if (rc != 0)
         return rc;
@@ -223,52 +199,55 @@ static int decode_and_install(lm_region *r, struct run run, struct lm__block *bl
     return rc;
 }
 
-/* Give FILLING chunks up and let those who wait for them fault again. */
-static void abandon_run(lm_region *r, struct run run)
-{
-    for (uint64_t i = 0; i < run.count; i++)
-        lm__chunks_abandon(&r->chunks, run.first + i);
-    lm__waiters_wake(run_span(r, run));
-}
-
 /* 1 if an install that has failed leaves pages that others may have written to meanwhile: the
  * chunk is in memory then, with pages missing, and who touches one of those is told. */
-static int is_to_be_kept(lm_region *r, struct run run, enum lm__chunk_state from,
+static int is_to_be_kept(lm_region *r, struct lm__run run, enum lm__chunk_state from,
                          const struct manner *manner)
 {
     if (!manner->has_begun || r->tracking == LM_TRACK_NONE)
         return 0;
     if (manner->is_written)
         return from == LM_CHUNK_ABSENT || from == LM_CHUNK_CLEAN;
-    if (from == LM_CHUNK_ABSENT) { /* it has no pages, whatever becomes of it */
-        struct lm__span span = run_span(r, run);
+    if (lm__chunk_is_away(from)) { /* it has no pages, whatever becomes of it */
+        struct lm__span span = lm__region_run_span(r, run);
         lm__pages_drop(span.addr, span.bytes);
     }
     return 0;
 }
 
 /* Fill chunks that the caller has claimed in state `from`.  On failure they still are. */
-static int fill_run(lm_region *r, struct run run, enum lm__chunk_state from,
+static int fill_run(lm_region *r, struct lm__run run, enum lm__chunk_state from,
                     struct lm__scratch *scratch, struct lm_error *err)
 {
     struct lm__block block;
     /* Of a chunk that was written, what is missing may be written, too. */
-    int was_written = from != LM_CHUNK_ABSENT && from != LM_CHUNK_CLEAN;
+    int is_spilled = from == LM_CHUNK_SPILLED;
+    int was_written = from != LM_CHUNK_ABSENT && from != LM_CHUNK_CLEAN && !is_spilled;
     struct manner manner = {
-        .is_write = scratch->toucher_writes && r->tracking != LM_TRACK_NONE,
+        .is_write =
+            scratch->toucher_writes && r->tracking != LM_TRACK_NONE && !is_spilled,
         .is_written = was_written || r->tracking == LM_TRACK_ALL,
+        .is_frozen = is_spilled,
+        .is_spilled = is_spilled,
     };
-    lm__kept_drop_in(run_span(r, run)); /* false bytes are not data: (K1) */
-    int rc = decode_and_install(r, run, &block, &manner, scratch, err);
+    if (was_written) /* what comes is older */
+        lm__chunks_drop_extent(&r->chunks, run.first);
+    lm__kept_drop_in(lm__region_run_span(r, run)); /* false bytes are not data: (K1) */
+    int rc = lm__chunk_is_away(from) ? lm__evict_for(r, run, err) : 0;
+    if (rc < 0)
+        return rc;
+    rc = decode_and_install(r, run, &block, &manner, scratch, err);
     lm__pause("publish");
     if (rc < 0 && is_to_be_kept(r, run, from, &manner))
         rc = 0;
     if (rc != 0 && manner.must_end)
         lm__writes_end(r);
+    if (rc != 0 && lm__chunk_is_away(from))
+        lm__budget_uncharge(r, run, 0);
     if (rc < 0)
         return rc;
     if (rc == DROPPED) {
-        abandon_run(r, run);
+        lm__run_abandon(r, run);
         return 0;
     }
     lm_add_relaxed(&r->fills, run.count);
@@ -281,16 +260,18 @@ static int fill_run(lm_region *r, struct run run, enum lm__chunk_state from,
         lm__interrupt_end(scratch->toucher_tid);
     }
     await_taken_back(r);
+    if (lm__chunk_is_away(from))
+        lm__budget_filled(r, run);
     for (uint64_t i = 0; i < run.count; i++)
         if (!lm__chunks_publish(&r->chunks, run.first + i, manner.is_written)) {
             /* Released meanwhile. */
             struct lm__span span = lm__region_span(r, run.first + i);
             lm__pages_drop(span.addr, span.bytes);
-            lm__chunks_abandon(&r->chunks, run.first + i);
+            lm__chunks_forget(&r->chunks, run.first + i);
         }
     if (manner.must_end)
         lm__writes_end(r);
-    lm__waiters_wake(run_span(r, run));
+    lm__waiters_wake(lm__region_run_span(r, run));
     return 0;
 }
 
@@ -299,22 +280,23 @@ int lm__fill_in_place(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scra
 {
     struct lm__block block;
     struct manner manner = {.is_frozen = 1};
-    struct run run = {chunk_idx, 1};
+    struct lm__run run = {chunk_idx, 1};
     int rc = decode_and_install(r, run, &block, &manner, scratch, err);
     if (rc >= 0)
-        lm__waiters_wake(run_span(r, run));
+        lm__waiters_wake(lm__region_run_span(r, run));
     return rc < 0 ? rc : 0;
 }
 
 int lm__fill(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state from,
              struct lm__scratch *scratch, struct lm_error *err)
 {
-    return fill_run(r, (struct run){chunk_idx, 1}, from, scratch, err);
+    return fill_run(r, (struct lm__run){chunk_idx, 1}, from, scratch, err);
 }
 
 /* ---- ahead ------------------------------------------------------------------------------------- */
 
-/* 1 if there is nothing left to do, 0 if another thread is filling the chunk. */
+/* 1 if there is nothing left to do, 0 if another thread is filling the chunk, or there is no room
+ * for it now. */
 static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
                      int *rc, struct lm_error *err)
 {
@@ -322,26 +304,29 @@ static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
     *rc = 0;
     if (lm_load_seq_cst(&r->lost) || lm__chunk_is_resident(state))
         return 1;
-    int claimed = lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_ABSENT);
+    enum lm__chunk_state from =
+        state == LM_CHUNK_SPILLED ? LM_CHUNK_SPILLED : LM_CHUNK_ABSENT;
+    int claimed = lm__chunks_claim(&r->chunks, chunk_idx, from);
     if (claimed < 0)
         *rc = lm__fail(err, lm__error(claimed, "memory for the chunk's state"));
     if (claimed <= 0)
         return claimed < 0;
     /* A release that came before the claim is seen here, a later one by publish. */
     if (lm_load_seq_cst(&r->lost) ||
-        (*rc = lm__fill(r, chunk_idx, LM_CHUNK_ABSENT, scratch, err)) < 0)
-        lm__fill_abandon(r, chunk_idx);
-    if (*rc == LM_E_CLOSED)
+        (*rc = lm__fill(r, chunk_idx, from, scratch, err)) < 0)
+        lm__run_abandon(r, (struct lm__run){chunk_idx, 1});
+    int is_late = *rc == LM_LATER;
+    if (*rc == LM_E_CLOSED || is_late)
         *rc = 0;
-    return 1;
+    return !is_late || scratch->is_cached_only;
 }
 
 static int try_ahead_in_gate(lm_region *r, uint64_t chunk_idx,
                              struct lm__scratch *scratch, int *rc, struct lm_error *err)
 {
-    lm__fill_gate_enter(scratch);
+    lm__gate_enter(scratch);
     int is_done = try_ahead(r, chunk_idx, scratch, rc, err);
-    lm__fill_gate_leave();
+    lm__gate_leave();
     return is_done;
 }
 
@@ -367,7 +352,7 @@ int lm__fill_readahead(lm_region *r, uint64_t chunk_idx, int is_write,
 }
 
 /* All of them, if all are ABSENT and none is zero: those are to take no memory. */
-static int claim_run(lm_region *r, struct run run, struct lm__scratch *scratch)
+static int claim_run(lm_region *r, struct lm__run run, struct lm__scratch *scratch)
 {
     for (uint64_t i = 0; i < run.count; i++)
         if (lm__object_is_zero(r->object, run.first + i, scratch) != 0)
@@ -375,7 +360,7 @@ static int claim_run(lm_region *r, struct run run, struct lm__scratch *scratch)
     for (uint64_t i = 0; i < run.count; i++)
         if (lm__chunks_claim(&r->chunks, run.first + i, LM_CHUNK_ABSENT) <= 0) {
             if (i > 0)
-                abandon_run(r, (struct run){run.first, i});
+                lm__run_abandon(r, (struct lm__run){run.first, i});
             return 0;
         }
     return 1;
@@ -384,56 +369,18 @@ static int claim_run(lm_region *r, struct run run, struct lm__scratch *scratch)
 int lm__fill_ahead_side_by_side(lm_region *r, uint64_t first, uint64_t count,
                                 struct lm__scratch *scratch)
 {
-    struct run run = {first, count};
+    struct lm__run run = {first, count};
     struct lm_error untold;
     int is_filled = 0;
-    if (!is_movable(r, run_span(r, run)))
+    if (!is_movable(r, lm__region_run_span(r, run)))
         return 0;
-    lm__fill_gate_enter(scratch);
+    lm__gate_enter(scratch);
     if (!lm_load_seq_cst(&r->lost) && claim_run(r, run, scratch)) {
         is_filled = !lm_load_seq_cst(&r->lost) &&
                     fill_run(r, run, LM_CHUNK_ABSENT, scratch, &untold) == 0;
         if (!is_filled)
-            abandon_run(r, run);
+            lm__run_abandon(r, run);
     }
-    lm__fill_gate_leave();
+    lm__gate_leave();
     return is_filled;
-}
-
-/* ---- dropping ---------------------------------------------------------------------------------- */
-
-/* Chunks that the caller has claimed. */
-static void drop(lm_region *r, struct run run)
-{
-    struct lm__span span = run_span(r, run);
-    lm__pages_drop(span.addr, span.bytes);
-    abandon_run(r, run);
-}
-
-uint64_t lm__fill_evict(lm_region *r, uint64_t first, uint64_t end)
-{
-    struct run run = {first, 0};
-    lm__fill_gate_enter(NULL);
-    while (first + run.count < end &&
-           lm__chunks_claim(&r->chunks, first + run.count, LM_CHUNK_CLEAN) > 0)
-        run.count++;
-    if (run.count > 0)
-        drop(r, run);
-    lm__fill_gate_leave();
-    return run.count;
-}
-
-int lm__fill_drop(lm_region *r, uint64_t chunk_idx)
-{
-    const struct timespec pause = {.tv_nsec = 50000};
-    for (;;) {
-        lm__fill_gate_enter(NULL);
-        int claimed = lm__chunks_claim_to_drop(&r->chunks, chunk_idx);
-        if (claimed > 0)
-            drop(r, (struct run){chunk_idx, 1});
-        lm__fill_gate_leave();
-        if (claimed >= 0)
-            return claimed;
-        nanosleep(&pause, NULL);
-    }
 }

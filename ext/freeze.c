@@ -23,7 +23,6 @@
 #define COPIES_BYTES_MIN                                                               \
     ((uint64_t)256 << 20) /* or as much of the memory that is free: */
 #define COPIES_SHARE 4
-#define COPIERS_MAX  128 /* more than there are workers, and the copier */
 #define LOOK_NS      50000000L
 
 #ifdef LM_CHECKS
@@ -57,101 +56,6 @@ struct lm__freeze {
     int is_swept, is_ending;
     struct lm_error error; /* code 0: none */
 };
-
-/* ---- copying ---------------------------------------------------------------------------------- */
-
-/* Who copies which chunk, and the handlers that bring him pages of it meanwhile: a copy ends
- * when they have, so that no page comes late. */
-static struct {
-    _Atomic int32_t tid; /* 0: a free place */
-    _Atomic uintptr_t addr;
-    _Atomic int at_work;
-} g_copiers[COPIERS_MAX];
-
-static int is_of(size_t copier, int32_t tid, uintptr_t addr)
-{
-    return tid != 0 && lm_load_seq_cst(&g_copiers[copier].tid) == tid &&
-           lm_load_seq_cst(&g_copiers[copier].addr) == addr;
-}
-
-int lm__freeze_serve_begin(const lm_region *r, uint64_t chunk_idx, int32_t tid)
-{
-    uintptr_t addr = lm__region_span(r, chunk_idx).addr;
-    for (int i = 0; i < COPIERS_MAX; i++) {
-        if (!is_of((size_t)i, tid, addr))
-            continue;
-        lm_add_seq_cst(&g_copiers[i].at_work,
-                       1); /* before it looks: pairs with leave() */
-        if (is_of((size_t)i, tid, addr))
-            return i;
-        lm__freeze_serve_end(i);
-    }
-    return -1;
-}
-
-void lm__freeze_serve_end(int copier) { lm_sub_acq_rel(&g_copiers[copier].at_work, 1); }
-
-static size_t enter(uintptr_t addr)
-{
-    size_t i = 0;
-    int32_t nobody = 0;
-    while (!lm_cas_acq_rel(&g_copiers[i].tid, &nobody, lm__thread_id())) {
-        nobody = 0;
-        i = (i + 1) % COPIERS_MAX;
-    }
-    lm_store_seq_cst(&g_copiers[i].addr, addr);
-    return i;
-}
-
-static void leave(size_t i)
-{
-    const struct timespec pause = {.tv_nsec = 20000};
-    lm_store_seq_cst(&g_copiers[i].addr, 0);
-    while (lm_load_seq_cst(&g_copiers[i].at_work) != 0)
-        nanosleep(&pause, NULL);
-    lm_store_seq_cst(&g_copiers[i].tid, 0);
-}
-
-/* The application wrote to these pages before they were protected, which a sanitizer of threads
- * does not know of; it looks into memcpy(), too. */
-#ifdef __SANITIZE_THREAD__
-__attribute__((no_sanitize("thread"))) static void copy_bytes(uint8_t *to,
-                                                              const uint8_t *from,
-                                                              size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++)
-        *(volatile uint8_t *)(to + i) = from[i];
-}
-#else
-#define copy_bytes memcpy
-#endif
-
-/* Poison is not for who copies: the page is filled once more. */
-static void clear_poison(const lm_region *r, struct lm__span span)
-{
-    size_t page_bytes = lm__region_page_bytes(r);
-    if (r->on_error != LM_ON_ERROR_SIGBUS || lm_load_seq_cst(&r->failures) == 0)
-        return;
-    for (uintptr_t page = span.addr; page < span.addr + span.bytes; page += page_bytes)
-        if (lm__page_is_poisoned(page))
-            lm__pages_drop(page, page_bytes);
-}
-
-/* A COPYING chunk.  A page that the application has given back is filled meanwhile.  0, or why
- * the region is lost, and what was copied is anything. */
-static int copy_chunk(const lm_region *r, uint64_t chunk_idx, uint8_t *to)
-{
-    struct lm__span span = lm__region_span(r, chunk_idx);
-    size_t copier = enter(span.addr);
-    lm__pause("copying");
-    clear_poison(r, span);
-    copy_bytes(to, (const uint8_t *)span.addr, lm__region_chunk_bytes(r, chunk_idx));
-    leave(copier);
-    int lost = lm_load_seq_cst(&r->lost);
-    if (lost) /* what was filled since goes as well */
-        lm__pages_drop(span.addr, span.bytes);
-    return lost;
-}
 
 /* ---- the copier -------------------------------------------------------------------------------- */
 
@@ -218,14 +122,19 @@ static int await_room(struct lm__freeze *f, size_t bytes)
     return has_room;
 }
 
-static void add_copy(struct lm__freeze *f, struct lm__frozen *item, uint8_t *copy,
+/* 0: there is one. */
+static int keep_copy(struct lm__freeze *f, struct lm__frozen *item, uint8_t *copy,
                      size_t bytes)
 {
     pthread_mutex_lock(&f->lock);
-    item->copy = copy;
-    f->copies_bytes += bytes;
-    pthread_cond_broadcast(&f->moved);
+    int is_first = !item->copy;
+    if (is_first) {
+        item->copy = copy;
+        f->copies_bytes += bytes;
+        pthread_cond_broadcast(&f->moved);
+    }
     pthread_mutex_unlock(&f->lock);
+    return is_first;
 }
 
 static void help(struct lm__freeze *f, const struct hint *hint)
@@ -241,12 +150,12 @@ static void help(struct lm__freeze *f, const struct hint *hint)
         free(copy); /* a worker has it, or will */
         return;
     }
-    int lost = copy_chunk(r, hint->chunk_idx, copy);
+    int rc = lm__chunk_copy(r, hint->chunk_idx, copy);
     lm__chunks_copied(&r->chunks, hint->chunk_idx);
-    if (lost)
+    if (rc != 0)
         free(copy);
     else
-        add_copy(f, item, copy, span.bytes);
+        keep_copy(f, item, copy, span.bytes);
     /* It was most likely a writer who asked. */
     if (lm__chunks_move(&r->chunks, hint->chunk_idx, LM_CHUNK_SAVED, LM_CHUNK_DIRTY))
         lm__uffd_protect(span.addr, span.bytes, 0);
@@ -288,7 +197,8 @@ static int start_copier(void)
 
 /* ---- the sweep -------------------------------------------------------------------------------- */
 
-static int add_item(struct lm__freeze *f, uint32_t region, uint64_t chunk_idx)
+static int add_item(struct lm__freeze *f, uint32_t region, uint64_t chunk_idx,
+                    struct lm__extent *extent)
 {
     int rc =
         lm__array_reserve(&f->items, &f->capacity, f->count + 1, sizeof f->items[0]);
@@ -296,7 +206,7 @@ static int add_item(struct lm__freeze *f, uint32_t region, uint64_t chunk_idx)
         return rc;
     const lm_region *r = f->regions[region];
     uint32_t uses = 1u << (r->chunk_shift - r->object->chunk_shift);
-    f->items[f->count++] = (struct lm__frozen){region, uses, chunk_idx, NULL};
+    f->items[f->count++] = (struct lm__frozen){region, uses, chunk_idx, extent, NULL};
     return 0;
 }
 
@@ -317,6 +227,22 @@ static int protect_run(struct lm__freeze *f, uint64_t first)
     return f->error.code;
 }
 
+/* Of a SPILLED chunk the extent is kept, whatever becomes of the chunk.  1, 0 if it is another
+ * thread's, or an error. */
+static int add_spilled(struct lm__freeze *f, uint32_t region, uint64_t chunk_idx)
+{
+    lm_region *r = f->regions[region];
+    if (lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_SPILLED) <= 0)
+        return 0;
+    struct lm__extent *extent =
+        lm__extent_hold(lm__chunks_extent(&r->chunks, chunk_idx));
+    int rc = add_item(f, region, chunk_idx, extent);
+    if (rc != 0)
+        lm__extent_drop(extent);
+    lm__run_abandon(r, (struct lm__run){chunk_idx, 1});
+    return rc == 0 ? 1 : rc;
+}
+
 static int sweep(struct lm__freeze *f, uint32_t region)
 {
     const struct timespec pause = {.tv_nsec = 50000};
@@ -325,15 +251,24 @@ static int sweep(struct lm__freeze *f, uint32_t region)
     int rc = 0;
     while (rc == 0 &&
            (idx = lm__chunks_next(&r->chunks, idx, end, LM_CHUNKS_DIRTY)) < end) {
-        if (!lm__chunks_move(&r->chunks, idx, LM_CHUNK_DIRTY, LM_CHUNK_FROZEN)) {
-            nanosleep(&pause, NULL); /* missing pages are being filled */
+        if (lm__chunks_state(&r->chunks, idx) == LM_CHUNK_SPILLED) {
+            rc = protect_run(f, run_first);
+            int added = rc == 0 ? add_spilled(f, region, idx) : 0;
+            rc = rc == 0 && added < 0 ? added : rc;
+            idx += added == 1;
+            run_first = f->count;
             continue;
         }
+        if (!lm__chunks_move(&r->chunks, idx, LM_CHUNK_DIRTY, LM_CHUNK_FROZEN)) {
+            nanosleep(&pause, NULL); /* it is being filled, or spilled */
+            continue;
+        }
+        lm__chunks_drop_extent(&r->chunks, idx);
         if (f->count > run_first && f->items[f->count - 1].chunk_idx + 1 != idx) {
             rc = protect_run(f, run_first);
             run_first = f->count;
         }
-        int added = add_item(f, region, idx);
+        int added = add_item(f, region, idx, NULL);
         if (added != 0)
             lm__chunks_move(&r->chunks, idx, LM_CHUNK_FROZEN, LM_CHUNK_DIRTY);
         rc = rc ? rc : added;
@@ -428,7 +363,7 @@ static const uint8_t *await_copy(struct lm__freeze *f, const struct lm__frozen *
     const lm_region *r = f->regions[item->region];
     struct timespec until;
     pthread_mutex_lock(&f->lock);
-    while (!item->copy && !lm_load_seq_cst(&r->lost)) {
+    while (!item->copy && f->error.code == 0 && !lm_load_seq_cst(&r->lost)) {
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_nsec += LOOK_NS;
         until.tv_sec += until.tv_nsec / 1000000000L;
@@ -438,6 +373,42 @@ static const uint8_t *await_copy(struct lm__freeze *f, const struct lm__frozen *
     const uint8_t *copy = item->copy;
     pthread_mutex_unlock(&f->lock);
     return copy;
+}
+
+/* What several take is read by each of them, and kept by the first. */
+static int take_spilled(struct lm__freeze *f, struct lm__frozen *item,
+                        struct lm__scratch *scratch, const uint8_t **out,
+                        struct lm_error *err)
+{
+    const lm_region *r = f->regions[item->region];
+    size_t bytes = lm__region_chunk_bytes(r, item->chunk_idx);
+    int is_shared = r->chunk_shift != r->object->chunk_shift;
+    struct lm_error cause = lm__error(-ENOMEM, "memory for a copy of the chunk");
+    uint8_t *data = NULL, *to = NULL;
+    if (is_shared)
+        to = malloc(lm__region_span(r, item->chunk_idx).bytes);
+    else if (lm__scratch_reserve_block(scratch, bytes) == 0)
+        to = scratch->block;
+    int rc = to ? lm__extent_read(item->extent, r->object->spec.shuffle_width, bytes,
+                                  scratch, &data, &cause)
+                : cause.code;
+    if (rc == LM_ZERO_CHUNK)
+        memset(to, 0, bytes);
+    else if (rc == 0)
+        memcpy(to, data, bytes);
+    if (rc < 0) {
+        if (is_shared)
+            free(to);
+        lm__region_blame(r, item->chunk_idx, &cause);
+        return lm__fail(err, cause);
+    }
+    if (is_shared &&
+        !keep_copy(f, item, to, lm__region_span(r, item->chunk_idx).bytes)) {
+        free(to);
+        to = item->copy;
+    }
+    *out = to;
+    return 0;
 }
 
 int lm__freeze_take(struct lm__freeze *f, uint64_t item_idx,
@@ -451,6 +422,8 @@ int lm__freeze_take(struct lm__freeze *f, uint64_t item_idx,
     struct lm_error cause = lm__error(-ENOMEM, "memory for a copy of the chunk");
     uint8_t *to = NULL;
     *out = NULL;
+    if (item->extent)
+        return take_spilled(f, item, scratch, out, err);
     if (is_shared)
         to = malloc(span.bytes);
     else if (lm__scratch_reserve_block(scratch, span.bytes) == 0)
@@ -459,14 +432,14 @@ int lm__freeze_take(struct lm__freeze *f, uint64_t item_idx,
         goto failed;
     if (lm__chunks_move(&r->chunks, item->chunk_idx, LM_CHUNK_FROZEN,
                         LM_CHUNK_COPYING)) {
-        int lost = copy_chunk(r, item->chunk_idx, to);
+        int rc = lm__chunk_copy(r, item->chunk_idx, to);
         lm__chunks_copied(&r->chunks, item->chunk_idx);
         lm__waiters_wake(span);
-        cause = lm__error(lost, "array");
-        if (!lost)
+        cause = lm__error(rc, "array");
+        if (rc == 0)
             *out = to;
-        if (is_shared && !lost)
-            add_copy(f, item, to, span.bytes);
+        if (is_shared && rc == 0)
+            keep_copy(f, item, to, span.bytes);
         else if (is_shared)
             free(to);
     } else {
@@ -518,6 +491,22 @@ static void detach(struct lm__freeze *f)
     pthread_mutex_unlock(&g_lock);
 }
 
+/* The file has it now, if nobody has touched it since. */
+static void spilled_end(lm_region *r, uint64_t chunk_idx, struct lm__extent *extent,
+                        int is_clean)
+{
+    if (is_clean && lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_SPILLED) > 0) {
+        if (lm__chunks_extent(&r->chunks, chunk_idx) == extent) {
+            lm__chunks_drop_extent(&r->chunks, chunk_idx);
+            lm__chunks_forget(&r->chunks, chunk_idx);
+        } else {
+            lm__chunks_abandon(&r->chunks, chunk_idx);
+        }
+        lm__waiters_wake(lm__region_span(r, chunk_idx));
+    }
+    lm__extent_drop(extent);
+}
+
 void lm__freeze_end(struct lm__freeze *f, int is_stored)
 {
     detach(f);
@@ -525,6 +514,8 @@ void lm__freeze_end(struct lm__freeze *f, int is_stored)
         lm_region *r = f->regions[f->items[i].region];
         uint64_t idx = f->items[i].chunk_idx;
         int is_clean = is_stored && r->tracking == LM_TRACK_PROTECT;
+        if (f->items[i].extent)
+            spilled_end(r, idx, f->items[i].extent, is_clean);
         if (lm__chunks_move(&r->chunks, idx, LM_CHUNK_SAVED,
                             is_clean ? LM_CHUNK_CLEAN : LM_CHUNK_DIRTY) ||
             lm__chunks_move(&r->chunks, idx, LM_CHUNK_FROZEN, LM_CHUNK_DIRTY))
@@ -552,5 +543,4 @@ void lm__freeze_fork_child(void)
     g_hints = NULL;
     g_at_work = NULL;
     g_is_running = 0;
-    memset(g_copiers, 0, sizeof g_copiers);
 }

@@ -5,23 +5,23 @@
  *   leaves   error.c crc32c.c os.c align.h atomic.h check.h
  *   io.c     format.c     filter.c lz4join.c codec.c scratch.c     source.c
  *   index.c     index_diff.c
- *   store.c object.c block.c     encode.c append.c     index_update.c
- *   chunks.c     keeper.c uffd_open.c uffd_fd.c uffd.c
+ *   payload.c     store.c object.c block.c     encode.c append.c     index_update.c
+ *   spill.c     chunks.c     keeper.c uffd_open.c uffd_fd.c uffd.c
  *   failure.c interrupt.c
- *   arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c     fill.c     freeze.c     dirty.c
+ *   gate.c     budget.c     arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c
+ *   copying.c     evict.c     fill.c     freeze.c     dirty.c
  *   workers.c     prefetch.c     ahead.c
  *   ones.c     fault.c
  *   pager.c
- *   read.c evict.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
+ *   read.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
  *
  * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,
  * decoding, or touching memory that a region serves.
- *   pager.c start_lock > fill.c gate (read: a fill in flight, write: fork)
+ *   pager.c start_lock > gate.c (read: a fill in flight, write: fork, a change of budget)
  *     > ahead.c locks > workers.c lock > arena.c lock > failure.c lock
  *   kept.c lock comes before the arenas', freeze.c's before that of a freeze.  Those of waiters.c,
- *   interrupt.c, uffd.c, object.c, a freeze and a writer
- *   are leaves.
+ *   interrupt.c, uffd.c, object.c, budget.c, a freeze and a writer are leaves.
  *
  * Threads          takes                         never
  *   handler        all but the pager's          GIL, served memory
@@ -30,6 +30,7 @@
  *                                                never wait for it
  *   reporter       failure lock, then, with none held, the GIL
  *   copier         those of freeze.c; touches served memory, so handlers never wait for it
+ *   evictor        gate, budget.c               served memory
  *   keeper         none
  *   application    any, in the order above
  */
@@ -226,6 +227,9 @@ struct lm__scratch {
     void *zstd_cctx, *zstd_dctx;
     /* Called before a read that may sleep; may be NULL. */
     void (*will_block)(struct lm__scratch *s);
+    uintptr_t
+        late_addr; /* of a chunk that there was no room for: wake who waits for it, later */
+    size_t late_bytes;
     int32_t toucher_tid; /* the thread that waits for the fill, if the system tells */
     uintptr_t toucher_page; /* and where; 0: none does */
     int toucher_writes;
@@ -235,7 +239,8 @@ struct lm__scratch {
 /* A scratch that somebody has used and given back, or an empty one. */
 struct lm__scratch lm__scratch_take(void);
 void lm__scratch_give(struct lm__scratch *s);
-void lm__scratch_warm(void); /* have some ready, with their memory touched */
+size_t lm__scratch_bytes(void); /* of all threads */
+void lm__scratch_warm(void);    /* have some ready, with their memory touched */
 int lm__scratch_reserve(struct lm__scratch *s, size_t bytes);
 int lm__scratch_reserve_block(struct lm__scratch *s, size_t bytes);
 /* Around the filling of the block's first `bytes`: finds out which pages it has. */
@@ -411,6 +416,15 @@ int lm__object_decode(lm_object *object, uint64_t chunk_idx,
 int lm__object_is_zero(lm_object *object, uint64_t chunk_idx,
                        struct lm__scratch *scratch);
 
+/* ---- payload.c --------------------------------------------------------------------------------- */
+
+/* Decode what `e` says to *out, or, where that is NULL, into the scratch, and let *out point
+ * there.  Stored bytes are added to *stored_bytes. */
+int lm__payload_decode(struct lm__source *source, const struct lm__entry *e,
+                       uint32_t shuffle_width, size_t bytes,
+                       struct lm__scratch *scratch, uint8_t **out,
+                       uint64_t *stored_bytes, struct lm_error *err);
+
 /* ---- block.c ------------------------------------------------------------------------------- */
 
 struct lm__block {
@@ -440,16 +454,24 @@ enum lm__chunk_state {
     LM_CHUNK_REFILLING, /* a DIRTY one of which pages are missing */
     LM_CHUNK_FROZEN,    /* part of a snapshot that has no copy of it yet */
     LM_CHUNK_COPYING,
-    LM_CHUNK_SAVED /* the snapshot has a copy, and nobody has written since */
+    LM_CHUNK_SAVED,  /* the snapshot has a copy, and nobody has written since */
+    LM_CHUNK_SPILLED /* written since the last snapshot, and in the spill file only */
 };
 
 static inline int lm__chunk_is_resident(enum lm__chunk_state state)
 {
     return state != LM_CHUNK_ABSENT && state != LM_CHUNK_FILLING &&
-           state != LM_CHUNK_REFILLING;
+           state != LM_CHUNK_REFILLING && state != LM_CHUNK_SPILLED;
+}
+
+/* Before it is filled nothing is charged for it, and after a failure it has no pages. */
+static inline int lm__chunk_is_away(enum lm__chunk_state state)
+{
+    return state == LM_CHUNK_ABSENT || state == LM_CHUNK_SPILLED;
 }
 
 struct lm__chunks_leaf;
+typedef _Atomic(struct lm__extent *) lm__extent_slot;
 
 struct lm__chunks {
     _Atomic(struct lm__chunks_leaf *) *leaves; /* of words: generation and state */
@@ -480,13 +502,16 @@ uint64_t lm__chunks_mark_resident(const struct lm__chunks *chunks, uint64_t firs
  * the caller's; 0: it is not, or no longer, in that state; -ENOMEM. */
 int lm__chunks_claim(struct lm__chunks *chunks, uint64_t idx,
                      enum lm__chunk_state from);
-/* The same, whatever was written, to abandon it.  0: it is ABSENT; -EAGAIN: others are at it. */
+/* The same, whatever was written, to forget it.  2: it was SPILLED; 0: it is ABSENT; -EAGAIN:
+ * others are at it. */
 int lm__chunks_claim_to_drop(struct lm__chunks *chunks, uint64_t idx);
 /* FILLING -> CLEAN, or DIRTY; REFILLING -> DIRTY.  0: the generation has changed; the chunk is
  * as it was. */
 int lm__chunks_publish(struct lm__chunks *chunks, uint64_t idx, int is_written);
-/* FILLING -> ABSENT, REFILLING -> DIRTY. */
+/* FILLING -> ABSENT, REFILLING -> SPILLED if it has an extent, else DIRTY. */
 void lm__chunks_abandon(struct lm__chunks *chunks, uint64_t idx);
+/* Either -> ABSENT. */
+void lm__chunks_forget(struct lm__chunks *chunks, uint64_t idx);
 /* Every chunk in memory -> ABSENT, in one step. */
 void lm__chunks_forget_all(struct lm__chunks *chunks);
 /* One of the moves of writes and snapshots.  0: it is not in state `from`. */
@@ -494,6 +519,29 @@ int lm__chunks_move(struct lm__chunks *chunks, uint64_t idx, enum lm__chunk_stat
                     enum lm__chunk_state to);
 /* COPYING -> SAVED. */
 void lm__chunks_copied(struct lm__chunks *chunks, uint64_t idx);
+
+/* The extent that has the same bytes as a chunk: of one that is SPILLED; or of a DIRTY one that
+ * was filled from there and is write-protected still.  NULL: none. */
+struct lm__extent *lm__chunks_extent(const struct lm__chunks *chunks, uint64_t idx);
+/* By who has claimed the chunk.  0 or -ENOMEM. */
+int lm__chunks_set_extent(struct lm__chunks *chunks, uint64_t idx,
+                          struct lm__extent *extent);
+void lm__chunks_drop_extent(const struct lm__chunks *chunks, uint64_t idx);
+
+enum { LM_NOTE_STAMP_BITS = 24 };
+
+/* What budget.c remembers of a chunk, under its lock. */
+struct lm__note {
+    uint32_t place : 2; /* enum lm__place */
+    uint32_t level : 3; /* how often it came back soon */
+    uint32_t lives : 3;
+    uint32_t stamp : LM_NOTE_STAMP_BITS; /* when it was dropped */
+};
+enum lm__place { LM_PLACE_NONE, LM_PLACE_NEW, LM_PLACE_KNOWN, LM_PLACE_GHOST };
+
+/* NULL: no memory, or the chunk has never been claimed. */
+struct lm__note *lm__chunks_note(struct lm__chunks *chunks, uint64_t idx);
+void lm__chunks_forget_notes(struct lm__chunks *chunks);
 
 /* ---- encode.c ----------------------------------------------------------------------------- */
 
@@ -503,6 +551,26 @@ int lm__encoding_is_sound(const struct lm_encoding *enc);
  * is zero for a zero chunk. */
 int lm__encode(const struct lm_encoding *enc, const uint8_t *src, size_t bytes,
                struct lm__scratch *scratch, uint8_t *dst, struct lm__entry *e);
+
+/* ---- spill.c ------------------------------------------------------------------------------ */
+
+/* A file for what has no room in memory, and a chunk in it. */
+struct lm__spill;
+struct lm__extent;
+
+struct lm__spill *lm__spill_new(const char *folder); /* NULL: no memory */
+void lm__spill_drop(struct lm__spill *spill);        /* its extents keep it */
+uint64_t lm__spill_bytes(const struct lm__spill *spill);
+/* Encode bytes and write them.  0, or -errno, and nothing is kept. */
+int lm__spill_put(struct lm__spill *spill, const struct lm_encoding *enc,
+                  const uint8_t *bytes, size_t count, struct lm__scratch *scratch,
+                  struct lm__extent **out);
+/* Decode into the scratch.  0, LM_ZERO_CHUNK, or an error. */
+int lm__extent_read(const struct lm__extent *extent, uint32_t shuffle_width,
+                    size_t bytes, struct lm__scratch *scratch, uint8_t **out,
+                    struct lm_error *err);
+struct lm__extent *lm__extent_hold(struct lm__extent *extent); /* one more reference */
+void lm__extent_drop(struct lm__extent *extent);
 
 /* ---- append.c ----------------------------------------------------------------------------- */
 
@@ -774,6 +842,7 @@ struct lm__freeze;
 
 /* See writegate.c, dirty.c. */
 struct lm__writes {
+    pthread_mutex_t pause; /* held while they are paused */
     _Atomic int is_freezing;
     _Atomic int at_work; /* handlers that let a chunk be written */
     _Atomic uint64_t faults;
@@ -806,6 +875,23 @@ struct lm__ahead {
     _Atomic uint64_t chunks, wasted;
 };
 
+/* Chunks that are dealt with as one. */
+struct lm__run {
+    uint64_t first, count;
+};
+
+struct lm__member;
+
+/* What a region has of a budget. */
+struct lm__charges {
+    lm_budget
+        *budget; /* changes with the gate closed; as all below, under budget.c's lock */
+    struct lm__member *member; /* NULL: nothing of it is charged */
+    uint64_t bytes;
+    struct lm__run *pins;
+    uint64_t pin_count, pin_capacity;
+};
+
 struct lm_region {
     _Atomic uint32_t refs; /* the owner's, and one for every fill in flight */
     lm_object *object;     /* fixed after open, as all down to slot_idx */
@@ -820,6 +906,7 @@ struct lm_region {
     struct lm__chunks chunks;
     struct lm__writes writes;
     struct lm__ahead ahead;
+    struct lm__charges charges;
     _Atomic int lost; /* what touches get: LM_E_CLOSED or LM_E_LOST_MAPPING; 0: data */
     _Atomic uint32_t lent; /* false pages in chunks that another thread fills */
     _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
@@ -851,6 +938,9 @@ static inline int lm__region_is_hugetlb(const lm_region *r)
 int lm__region_can_move(const lm_region *region);
 /* The memory of a chunk: whole pages. */
 struct lm__span lm__region_span(const lm_region *region, uint64_t chunk_idx);
+struct lm__span lm__region_run_span(const lm_region *region, struct lm__run run);
+/* One more reference, unless the last one is gone: 0. */
+int lm__region_retain_live(lm_region *region);
 /* Bytes of it that are the object's. */
 size_t lm__region_chunk_bytes(const lm_region *region, uint64_t chunk_idx);
 /* Say in *err which object it was, and which of its chunks was the first concerned. */
@@ -876,6 +966,7 @@ int lm__waiter_is_there(struct lm__waiter w); /* or not */
 /* Mark it as one that the caller fills a chunk for, and who takes it in the end.  0: it is not
  * there, or somebody else does. */
 int lm__waiter_serve(struct lm__waiter w);
+void lm__waiter_serve_later(struct lm__waiter w); /* the caller does not, for now */
 /* Take any waiter for a page of the span.  Its tid (-1 where it is not known), or 0. */
 enum lm__waiter_kind { LM_WAITER_UNSERVED, LM_WAITER_ANY };
 int32_t lm__waiter_take_in(struct lm__span span, enum lm__waiter_kind kind);
@@ -913,24 +1004,83 @@ void lm__kept_drop_told(void);
  * now, a freeze is under way.  Nothing between the two waits. */
 int lm__writes_begin(lm_region *region);
 void lm__writes_end(lm_region *region);
-/* Let no chunk become DIRTY, until resume, which wakes all who wait to write. */
+/* Let no chunk become DIRTY, until resume, which wakes all who wait to write.  0: somebody else
+ * has paused them. */
 void lm__writes_pause(lm_region *region);
+int lm__writes_try_pause(lm_region *region);
 void lm__writes_resume(lm_region *region);
-/* ---- fill.c ---------------------------------------------------------------------------------------------- */
+
+/* ---- gate.c ---------------------------------------------------------------------------------------------- */
 
 /* Inside, regions can be looked at and chunks claimed.  `scratch` may be NULL. */
-void lm__fill_gate_enter(struct lm__scratch *scratch);
-void lm__fill_gate_leave(void);
+void lm__gate_enter(struct lm__scratch *scratch);
+void lm__gate_leave(void);
+/* Wait until nobody is inside, and let nobody in. */
+void lm__gate_close(void);
+void lm__gate_open(void);
 /* Before a thread that has a handler's scratch lets time pass: others are to read events. */
-void lm__fill_will_block(struct lm__scratch *scratch);
-/* Fill a chunk that the caller has claimed in state `from`.  On failure it is still claimed. */
+void lm__will_block(struct lm__scratch *scratch);
+
+/* ---- budget.c -------------------------------------------------------------------------------------------- */
+
+/* Chunks that may be dropped to make room; with a reference to the region. */
+struct lm__victim {
+    lm_region *region;
+    struct lm__run run;
+};
+enum lm__room { LM_ROOM_CHARGED, LM_ROOM_VICTIM, LM_ROOM_NONE, LM_ROOM_NEVER };
+
+/* Charge FILLING chunks to the region's budget, if there is room: else *victim is what may go,
+ * or there is nothing that may.  In the gate, as all that has to do with charges; so nobody waits
+ * for room there, or who closes it would wait for him, and the evictor for both. */
+enum lm__room lm__budget_charge(lm_region *region, struct lm__run run,
+                                struct lm__victim *victim);
+/* They are about to be published. */
+void lm__budget_filled(lm_region *region, struct lm__run run);
+/* They have no pages, and are still claimed; `was_there`: dropped now. */
+void lm__budget_uncharge(lm_region *region, struct lm__run run, int was_there);
+/* What is left of a victim, of which so many chunks are gone, stays for now. */
+void lm__budget_return(const struct lm__victim *victim, uint64_t dropped);
+/* Whether what was written could be spilled: 0, or -errno of the last try. */
+void lm__budget_spilled(lm_region *region, int code);
+struct lm__spill *lm__budget_spill(const lm_region *region); /* NULL: there is none */
+/* Wait until somebody has given room back. */
+void lm__budget_await_room(int timeout_ms);
+/* Wait until there is little room in some budget. */
+void lm__budget_await_excess(void);
+/* Take what may go there.  CHARGED: there is room; NONE: nothing may. */
+enum lm__room lm__budget_take_excess(struct lm__victim *victim);
+int lm__budget_is_over(const lm_budget *budget);
+void lm__budget_set_limit(lm_budget *budget, uint64_t limit_bytes);
+uint64_t lm__budget_limit(const lm_region *region); /* UINT64_MAX: none */
+int lm__budget_take_spill_error(
+    lm_region *region); /* whoever comes next waits for another try */
+/* The region leaves its budget and joins `budget`, or none; with the gate closed. */
+int lm__budget_join(lm_region *region, lm_budget *budget);
+/* Nothing of the region is charged any more, nor will be. */
+void lm__budget_release(lm_region *region);
+
+/* ---- evict.c --------------------------------------------------------------------------------------------- */
+
+/* Give claimed chunks up and let those who wait for them fault again. */
+void lm__run_abandon(lm_region *region, struct lm__run run);
+/* Drop a chunk whatever was written; waits for fills under way.  1 if it was in memory. */
+int lm__evict_any(lm_region *region, uint64_t chunk_idx);
+/* Charge chunks that the caller has claimed, and drop others where there is no room.  0; LM_LATER:
+ * nothing may go now, and *err is not set; or an error: nor has any for a long time. */
+enum { LM_LATER = -20100 };
+int lm__evict_for(lm_region *region, struct lm__run run, struct lm_error *err);
+int lm__evictor_start(void); /* if it does not run */
+
+/* ---- fill.c ---------------------------------------------------------------------------------------------- */
+
+/* Fill a chunk that the caller has claimed in state `from`.  On failure, or LM_LATER, it is still
+ * claimed. */
 int lm__fill(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from,
              struct lm__scratch *scratch, struct lm_error *err);
 /* Bring missing pages of a chunk back that another thread, which waits for them, is COPYING. */
 int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
                       struct lm__scratch *scratch, struct lm_error *err);
-/* Give a FILLING chunk up and let those who wait for it fault again. */
-void lm__fill_abandon(lm_region *region, uint64_t chunk_idx);
 /* Put a chunk that was claimed in state `from` back into it. */
 void lm__fill_unclaim(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from);
 /* Fill a chunk nobody waits for, or wait until another thread has.  0 also if it is resident. */
@@ -944,11 +1094,18 @@ int lm__fill_readahead(lm_region *region, uint64_t chunk_idx, int is_write,
  * 0: nothing was done; they are to be filled one by one. */
 int lm__fill_ahead_side_by_side(lm_region *region, uint64_t first, uint64_t count,
                                 struct lm__scratch *scratch);
-/* Drop the pages of chunks from `first` on, before `end`, as far as they are CLEAN.  Returns how
- * many. */
-uint64_t lm__fill_evict(lm_region *region, uint64_t first, uint64_t end);
-/* Drop them whatever was written; waits for fills under way.  1 if it was in memory. */
-int lm__fill_drop(lm_region *region, uint64_t chunk_idx);
+
+/* ---- copying.c -------------------------------------------------------------------------------------------- */
+
+/* Copy a chunk that the caller has claimed, or is COPYING.  A page that the application has given
+ * back is filled meanwhile.  0; why the region is lost; or -EIO, as a page could not be had.  But
+ * for 0 the copy is anything. */
+int lm__chunk_copy(const lm_region *region, uint64_t chunk_idx, uint8_t *to);
+/* If the thread copies the chunk: which copier it is, who goes on when end is called at the
+ * earliest.  Else -1. */
+int lm__copier_serve_begin(const lm_region *region, uint64_t chunk_idx, int32_t tid);
+void lm__copier_serve_end(int copier);
+void lm__copier_fail(int copier); /* its page could not be had */
 
 /* ---- freeze.c --------------------------------------------------------------------------------------------- */
 
@@ -958,6 +1115,7 @@ struct lm__frozen {
     uint32_t region; /* of those that were frozen */
     uint32_t uses;   /* take() and give() that are left */
     uint64_t chunk_idx;
+    struct lm__extent *extent; /* that has it, where it was SPILLED; else NULL */
     uint8_t *copy; /* under the freeze's lock; NULL: none yet, or none any more */
 };
 
@@ -976,10 +1134,6 @@ void lm__freeze_give(struct lm__freeze *freeze, uint64_t item_idx);
 void lm__freeze_end(struct lm__freeze *freeze, int is_stored);
 /* Somebody waits for a FROZEN chunk. */
 void lm__freeze_hurry(lm_region *region, uint64_t chunk_idx);
-/* If the thread copies the chunk: which copier it is, who goes on when end is called at the
- * earliest.  Else -1. */
-int lm__freeze_serve_begin(const lm_region *region, uint64_t chunk_idx, int32_t tid);
-void lm__freeze_serve_end(int copier);
 /* A missing page of a chunk that is copied could not be had. */
 void lm__freeze_fail(lm_region *region, const struct lm_error *cause);
 #ifdef LM_CHECKS
@@ -1061,11 +1215,13 @@ void lm__ahead_note(lm_region *region, uint64_t offset, int is_write);
 
 /* ---- fork: what each file does around it, called by pager.c in lock order --------------- */
 
-void lm__fill_fork_prepare(void);
 void lm__object_fork_prepare(void);
 void lm__object_fork_done(void);
-void lm__fill_fork_done(void);
-void lm__fill_fork_child(void);
+void lm__gate_fork_child(void);
+void lm__budget_fork_prepare(void);
+void lm__budget_fork_done(void);
+void lm__budget_fork_child(void);
+void lm__evictor_fork_child(void);
 void lm__waiters_fork_prepare(void);
 void lm__waiters_fork_done(void);
 void lm__waiters_fork_child(void);
@@ -1074,6 +1230,9 @@ void lm__kept_fork_done(void);
 void lm__freeze_fork_prepare(void);
 void lm__freeze_fork_done(void);
 void lm__freeze_fork_child(void);
+void lm__copiers_fork_child(void);
+void lm__spill_fork_prepare(void);
+void lm__spill_fork_done(void);
 void lm__region_fork_prepare(void);
 void lm__region_fork_done(void);
 /* In the parent, without locks. */
@@ -1081,6 +1240,9 @@ void lm__region_fork_parent(void);
 /* In the child: register every arena anew, in ordinary pages: huge ones were reserved for the
  * parent.  Where that fails its memory is made inaccessible: a crash is better than zeros. */
 void lm__region_fork_child(void);
+/* In the child, which knows of nothing that it was written, and so may not drop it: a region that
+ * can be written is bound by nothing any more. */
+void lm__budget_forked_locked(lm_region *region);
 void lm__failure_fork_prepare(void);
 void lm__failure_fork_done(void);
 void lm__failure_fork_child(void);

@@ -33,6 +33,8 @@ enum lm_code {
     LM_E_DANGLING = -20014,      /* a touch of memory whose array no longer exists */
     LM_E_NO_HUGE_PAGES = -20015, /* the system's pool has too few of them */
     LM_E_LOCKED = -20016,        /* another writer has the file open */
+    LM_E_BUDGET =
+        -20017, /* no room in the memory budget, and nothing that may be dropped */
 };
 
 /* What went wrong and where.  A field that does not apply is all ones. */
@@ -197,7 +199,30 @@ struct lm_region_stats {
  * SIGBUS there (a system call gets EFAULT), as a memory map would. */
 enum lm_on_error { LM_ON_ERROR_RAISE = 0, LM_ON_ERROR_SIGBUS = 1 };
 
-/* All zero: read-only, errors raised, pages of the system's own size. */
+/* ---- budget: how much memory some regions may have, all in all ------------------------- */
+
+typedef struct lm_budget lm_budget;
+
+struct lm_budget_stats {
+    uint64_t limit_bytes;
+    uint64_t used_bytes; /* of whole chunks, those being filled among them */
+    uint64_t pinned_bytes;
+    uint64_t chunks_evicted; /* to make room, those that were spilled among them */
+    uint64_t chunks_spilled; /* written to the spill file */
+    uint64_t spilled_bytes;  /* that the spill file has now */
+    uint64_t chunks_back;    /* filled again soon after they were dropped */
+};
+
+/* What was written goes to a file without a name in `spill_folder`, or, where that is NULL, stays
+ * in memory.  0 or -ENOMEM. */
+int lm_budget_open(uint64_t limit_bytes, const char *spill_folder, lm_budget **out);
+/* What is too much is dropped at once, as far as it may be. */
+void lm_budget_set_limit(lm_budget *budget, uint64_t limit_bytes);
+void lm_budget_stats(const lm_budget *budget, struct lm_budget_stats *out);
+/* Drop the caller's reference; regions keep it. */
+void lm_budget_close(lm_budget *budget);
+
+/* All zero: read-only, errors raised, pages of the system's own size, no limit. */
 struct lm_region_options {
     int32_t on_error;    /* enum lm_on_error */
     int32_t is_writable; /* what is written is to be there in a forked child, too */
@@ -205,6 +230,7 @@ struct lm_region_options {
     uint64_t
         page_bytes; /* of the system's pool of huge pages.  An object smaller than one
                           * has ordinary pages all the same */
+    lm_budget *budget; /* may be NULL */
 };
 
 /* Reserve address space for the object; touches nothing.  LM_E_NO_UFFD where
@@ -238,6 +264,14 @@ void lm_region_fill_here(lm_region *region, uint64_t offset);
 /* Give the memory of the chunks that lie in [offset, offset + nbytes) back; a later touch
  * fills them again, without what was written to them.  Returns their bytes. */
 uint64_t lm_region_evict(lm_region *region, uint64_t offset, uint64_t nbytes);
+/* Let the region's memory count for another budget, or for none (NULL), from now on.  0 or
+ * -errno. */
+int lm_region_set_budget(lm_region *region, lm_budget *budget);
+/* Chunks that overlap the range are not dropped to make room, as often as they are pinned.  0,
+ * -EINVAL, -ENOMEM, or LM_E_BUDGET: with these, too much would be. */
+int lm_region_pin(lm_region *region, uint64_t offset, uint64_t nbytes,
+                  struct lm_error *err);
+void lm_region_unpin(lm_region *region, uint64_t offset, uint64_t nbytes);
 /* One byte per chunk from first_chunk on, 1 if resident.  Returns how many are. */
 uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
                              uint64_t chunks, uint8_t *mask);

@@ -149,22 +149,6 @@ int lm__object_reserve(const lm_object *o, struct lm__scratch *s)
     return lm__scratch_reserve(s, lm__round_up(o->spec.chunk_bytes, lm__page_bytes()));
 }
 
-/* Where the bytes go on their way: the last station is `to`. */
-struct way {
-    uint8_t *stored, *decoded, *to;
-};
-
-/* Stored bytes are read where the next station is not. */
-static struct way way_of(const struct lm__entry *e, struct lm__scratch *s, uint8_t *to)
-{
-    int is_decoded = e->codec != LM_CODEC_NONE;
-    int is_filtered = e->filter != LM_FILTER_NONE;
-    struct way way = {.to = to ? to : s->a};
-    way.decoded = is_filtered ? s->b : way.to;
-    way.stored = !is_decoded ? way.decoded : is_filtered ? s->a : s->b;
-    return way;
-}
-
 static int decode(lm_object *o, struct lm__base *base, uint64_t chunk_idx,
                   struct lm__scratch *s, uint8_t **out, uint64_t *stored_bytes,
                   struct lm_error *err)
@@ -184,33 +168,8 @@ static int decode(lm_object *o, struct lm__base *base, uint64_t chunk_idx,
     cause.found = e.stored_bytes;
     if (!entry_is_sound(o, &e, bytes))
         return lm__fail(err, cause);
-    rc = lm__object_reserve(o, s);
-    if (rc != 0) {
-        cause.code = rc;
-        return lm__fail(err, cause);
-    }
-    struct way way = way_of(&e, s, *out);
-    rc = lm__source_read(source, &e, "payload", s, way.stored, err);
-    if (rc != 0)
-        return rc;
-    *stored_bytes += e.stored_bytes;
-
-    if (e.codec != LM_CODEC_NONE) {
-        int64_t n = lm__codec(e.codec)->decode(s, way.stored, e.stored_bytes,
-                                               way.decoded, bytes);
-        if (n != (int64_t)bytes) {
-            cause = lm__error(n == -ENOMEM ? -ENOMEM : LM_E_DECODE, "payload");
-            cause.offset = e.offset;
-            cause.expected = bytes;
-            if (n >= 0)
-                cause.found = (uint64_t)n;
-            return lm__fail(err, cause);
-        }
-    }
-    if (e.filter == LM_FILTER_SHUFFLE)
-        lm__unshuffle(o->spec.shuffle_width, bytes, way.decoded, way.to);
-    *out = way.to;
-    return 0;
+    return lm__payload_decode(source, &e, o->spec.shuffle_width, bytes, s, out,
+                              stored_bytes, err);
 }
 
 int lm__object_decode(lm_object *o, uint64_t chunk_idx, struct lm__scratch *s,

@@ -176,23 +176,69 @@ static uint64_t read_number(const char *path, const char *key)
     return number;
 }
 
-static uint64_t left_of(const char *limit_path, const char *used_path)
+/* A version of memory cgroups: where they are mounted, the line of /proc/self/cgroup that has a
+ * process's own, and what their files are called. */
+struct cgroup_kind {
+    const char *mount, *line, *limit, *used;
+};
+static const struct cgroup_kind CGROUP_1 = {"/sys/fs/cgroup/memory",
+                                            "memory:", "memory.limit_in_bytes",
+                                            "memory.usage_in_bytes"};
+static const struct cgroup_kind CGROUP_2 = {"/sys/fs/cgroup", "0::", "memory.max",
+                                            "memory.current"};
+
+static uint64_t group_number(const struct cgroup_kind *kind, const char *group,
+                             const char *file, const char *key)
 {
-    uint64_t limit = read_number(limit_path, ""), used = read_number(used_path, "");
-    return used == UINT64_MAX || limit == UINT64_MAX ? UINT64_MAX
-           : limit > used                            ? limit - used
-                                                     : 0;
+    char path[1024];
+    int n = snprintf(path, sizeof path, "%s%s/%s", kind->mount, group, file);
+    return n < (int)sizeof path ? read_number(path, key) : UINT64_MAX;
 }
 
-#define CGROUP "/sys/fs/cgroup/"
+/* What one group may still have; its page cache can be taken back. */
+static uint64_t group_left(const struct cgroup_kind *kind, const char *group)
+{
+    uint64_t limit = group_number(kind, group, kind->limit, "");
+    uint64_t used = group_number(kind, group, kind->used, "");
+    uint64_t cache = group_number(kind, group, "memory.stat", "\ninactive_file ");
+    uint64_t active = group_number(kind, group, "memory.stat", "\nactive_file ");
+    if (limit == UINT64_MAX || used == UINT64_MAX)
+        return UINT64_MAX;
+    cache = (cache == UINT64_MAX ? 0 : cache) + (active == UINT64_MAX ? 0 : active);
+    used -= cache < used ? cache : used;
+    return limit > used ? limit - used : 0;
+}
+
+/* The least that the process's group and those above it leave. */
+static uint64_t groups_left(const struct cgroup_kind *kind)
+{
+    char text[4096], *group = text;
+    uint64_t least = UINT64_MAX;
+    int fd = open("/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    text[got > 0 ? got : 0] = 0;
+    group = strstr(text, kind->line);
+    if (!group)
+        return least;
+    group += strlen(kind->line);
+    group[strcspn(group, "\n")] = 0;
+    for (;;) {
+        uint64_t left = group_left(kind, strcmp(group, "/") == 0 ? "" : group);
+        char *end = strrchr(group, '/');
+        least = left < least ? left : least;
+        if (!end || !*group)
+            return least;
+        *end = 0;
+    }
+}
 
 uint64_t lm_memory_available(void)
 {
     uint64_t kib = read_number("/proc/meminfo", "MemAvailable:");
     uint64_t all = kib == UINT64_MAX ? 0 : kib << 10;
-    uint64_t v2 = left_of(CGROUP "memory.max", CGROUP "memory.current");
-    uint64_t v1 = left_of(CGROUP "memory/memory.limit_in_bytes",
-                          CGROUP "memory/memory.usage_in_bytes");
+    uint64_t v1 = groups_left(&CGROUP_1), v2 = groups_left(&CGROUP_2);
     uint64_t group = v1 < v2 ? v1 : v2;
     return all < group ? all : group;
 }

@@ -154,7 +154,7 @@ static int start(void)
 static void fork_prepare(void)
 {
     pthread_mutex_lock(&g_pager.start_lock);
-    lm__fill_fork_prepare(); /* no chunk is FILLING from here on */
+    lm__gate_close(); /* no chunk is FILLING from here on */
     lm__waiters_fork_prepare();
     lm__kept_fork_prepare();
     lm__freeze_fork_prepare();
@@ -164,10 +164,14 @@ static void fork_prepare(void)
     lm__interrupt_fork_prepare();
     lm__uffd_fork_prepare();
     lm__object_fork_prepare();
+    lm__budget_fork_prepare();
+    lm__spill_fork_prepare();
 }
 
 static void fork_done(void)
 {
+    lm__spill_fork_done();
+    lm__budget_fork_done();
     lm__object_fork_done();
     lm__uffd_fork_done();
     lm__interrupt_fork_done();
@@ -177,7 +181,7 @@ static void fork_done(void)
     lm__freeze_fork_done();
     lm__kept_fork_done();
     lm__waiters_fork_done();
-    lm__fill_fork_done();
+    lm__gate_open();
     pthread_mutex_unlock(&g_pager.start_lock);
 }
 
@@ -191,11 +195,14 @@ static void fork_parent(void)
 static void fork_child(void)
 {
     lm__keeper_fork_child();
-    lm__fill_fork_child();
+    lm__gate_fork_child();
+    lm__budget_fork_child();
+    lm__evictor_fork_child();
     lm__waiters_fork_child();
     lm__workers_fork_child();
     lm__failure_fork_child();
     lm__freeze_fork_child();
+    lm__copiers_fork_child();
     if (g_pager.is_started) {
         lm__uffd_stop();
         g_pager.start_error = start();

@@ -22,9 +22,9 @@ static void start_reading(const lm_region *r, uint64_t first, uint64_t count,
                           struct lm__scratch *scratch)
 {
     unsigned shift = r->chunk_shift - r->object->chunk_shift;
-    lm__fill_gate_enter(scratch); /* a child is to find nothing half done */
+    lm__gate_enter(scratch); /* a child is to find nothing half done */
     lm__object_will_need(r->object, first << shift, count << shift, scratch);
-    lm__fill_gate_leave();
+    lm__gate_leave();
 }
 
 /* ---- a range -------------------------------------------------------------------------- */

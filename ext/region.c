@@ -16,7 +16,7 @@
 
 /* ---- look-ups --------------------------------------------------------------------------------------- */
 
-static int retain_unless_zero(lm_region *r)
+int lm__region_retain_live(lm_region *r)
 {
     uint32_t refs = lm_load_relaxed(&r->refs);
     while (refs != 0)
@@ -31,7 +31,7 @@ static lm_region *find_locked(uintptr_t addr, struct lm__arena **arena)
     if (!*arena)
         return NULL;
     lm_region *r = (*arena)->regions[(addr - (*arena)->addr) >> (*arena)->slot_shift];
-    return r && addr - r->addr < r->bytes && retain_unless_zero(r) ? r : NULL;
+    return r && addr - r->addr < r->bytes && lm__region_retain_live(r) ? r : NULL;
 }
 
 lm_region *lm__region_find(uintptr_t addr)
@@ -133,19 +133,29 @@ int lm_region_open(lm_object *object, const struct lm_region_options *options,
         r->tracking =
             lm__uffd_can_track(r->page_shift) ? LM_TRACK_PROTECT : LM_TRACK_ALL;
     pthread_mutex_init(&r->ahead.lock, NULL);
+    pthread_mutex_init(&r->writes.pause, NULL);
     memset(r->ahead.history, 0xFF, sizeof r->ahead.history); /* LM_NONE */
     int rc =
         lm__chunks_init(&r->chunks, lm__div_up(object_bytes, 1ull << r->chunk_shift));
     if (rc != 0)
         goto free_region;
-    rc = lm__slot_take(r);
+    if (options->budget) {
+        rc = lm__evictor_start();
+        if (rc == 0)
+            rc = lm__budget_join(r, options->budget);
+        if (rc != 0)
+            goto fini_chunks;
+    }
+    rc = lm__slot_take(r); /* from here on handlers find it */
     if (rc != 0)
-        goto fini_chunks;
+        goto leave_budget;
     lm__object_retain(object);
     want_huge_pages(r);
     *out = r;
     return 0;
 
+leave_budget:
+    lm__budget_join(r, NULL);
 fini_chunks:
     lm__chunks_fini(&r->chunks);
 free_region:
@@ -166,6 +176,8 @@ void lm__region_drop(lm_region *r)
 {
     if (lm_sub_acq_rel(&r->refs, 1) != 1)
         return;
+    lm__budget_join(r, NULL);
+    free(r->charges.pins);
     lm__slot_give_back(r);
     lm__chunks_fini(&r->chunks);
     lm_object_close(r->object);
@@ -181,6 +193,7 @@ void lm_region_release(lm_region *r)
      * that ended before is swept here. */
     lm__chunks_forget_all(&r->chunks);
     lm__pages_drop(r->addr, r->bytes);
+    lm__budget_release(r);
 }
 
 /* ---- what it looks like from outside -------------------------------------------------------------------- */
@@ -194,6 +207,13 @@ struct lm__span lm__region_span(const lm_region *r, uint64_t chunk_idx)
     uint64_t offset = chunk_idx << r->chunk_shift, left = r->bytes - offset;
     size_t bytes = (size_t)1 << r->chunk_shift;
     return (struct lm__span){r->addr + offset, left < bytes ? (size_t)left : bytes};
+}
+
+struct lm__span lm__region_run_span(const lm_region *r, struct lm__run run)
+{
+    struct lm__span first = lm__region_span(r, run.first);
+    struct lm__span last = lm__region_span(r, run.first + run.count - 1);
+    return (struct lm__span){first.addr, last.addr + last.bytes - first.addr};
 }
 
 size_t lm__region_chunk_bytes(const lm_region *r, uint64_t chunk_idx)

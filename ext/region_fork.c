@@ -124,6 +124,9 @@ void lm__region_fork_child(void)
         if (!lm__uffd_is_open() || (is_huge && arena_make_ordinary(a) != 0) ||
             lm__uffd_register(a->addr, a->bytes) != 0)
             a->is_lost = 1;
+        for (size_t slot = 0; slot < a->used_slots; slot++)
+            if (a->regions[slot])
+                lm__budget_forked_locked(a->regions[slot]);
         if (a->is_lost)
             mprotect((void *)a->addr, a->bytes, PROT_NONE);
     }

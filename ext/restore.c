@@ -12,16 +12,12 @@
 
 #include "internal.h"
 
-struct run {
-    uint64_t first, count;
-};
-
 struct runs {
-    struct run *all;
+    struct lm__run *all;
     uint64_t count, capacity;
 };
 
-static int add_run(struct runs *runs, struct run run)
+static int add_run(struct runs *runs, struct lm__run run)
 {
     int rc = lm__array_reserve(&runs->all, &runs->capacity, runs->count + 1,
                                sizeof runs->all[0]);
@@ -36,7 +32,7 @@ static int find_differences(lm_object *o, struct lm__base *to, struct runs *runs
 {
     struct lm__scratch scratch = lm__scratch_take();
     struct lm__base *from = lm__object_base(o);
-    struct run run = {0, 0};
+    struct lm__run run = {0, 0};
     int found;
     do {
         found = lm__index_diff(&from->index, &from->store->source, &to->index,
@@ -56,7 +52,7 @@ static uint64_t drop_range(lm_region *r, uint64_t idx, uint64_t end,
 {
     uint64_t dropped = 0;
     while ((idx = lm__chunks_next(&r->chunks, idx, end, set)) < end)
-        dropped += (uint64_t)lm__fill_drop(r, idx++);
+        dropped += (uint64_t)lm__evict_any(r, idx++);
     return dropped;
 }
 

@@ -22,6 +22,10 @@
 #define SMALL_FROM 128 /* faults for a huge page: it is one of 512 small ones */
 #define SMALL_USES 64 /* of a block with small pages, until huge ones are tried again */
 
+static _Atomic size_t g_bytes; /* of all of them */
+
+size_t lm__scratch_bytes(void) { return lm_load_relaxed(&g_bytes); }
+
 /* ---- two buffers -------------------------------------------------------------------------------- */
 
 /* In memory at once: the first bytes would be sixty page faults. */
@@ -34,6 +38,7 @@ static void *buffer_new(size_t bytes)
 
 static void buffers_free(struct lm__scratch *s)
 {
+    lm_sub_relaxed(&g_bytes, (s->a ? s->capacity : 0) + (s->b ? s->capacity : 0));
     if (s->a)
         munmap(s->a, s->capacity);
     if (s->b)
@@ -49,6 +54,7 @@ int lm__scratch_reserve(struct lm__scratch *s, size_t bytes)
     s->capacity = lm__round_up(bytes, 65536);
     s->a = buffer_new(s->capacity);
     s->b = buffer_new(s->capacity);
+    lm_add_relaxed(&g_bytes, (s->a ? s->capacity : 0) + (s->b ? s->capacity : 0));
     if (s->a && s->b)
         return 0;
     buffers_free(s);
@@ -62,6 +68,7 @@ static void block_free(struct lm__scratch *s)
 {
     if (s->block)
         munmap(s->block, s->block_bytes);
+    lm_sub_relaxed(&g_bytes, s->block_bytes);
     s->block = NULL;
     s->block_bytes = 0;
 }
@@ -76,6 +83,7 @@ int lm__scratch_reserve_block(struct lm__scratch *s, size_t bytes)
     if (!s->block)
         return -ENOMEM;
     s->block_bytes = bytes;
+    lm_add_relaxed(&g_bytes, bytes);
     s->block_state = LM_BLOCK_EMPTY;
     madvise(s->block, bytes, MADV_HUGEPAGE);
     /* Pages that a child shares can't be moved. */

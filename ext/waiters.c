@@ -115,6 +115,15 @@ int lm__waiter_serve(struct lm__waiter w)
     return is_mine;
 }
 
+void lm__waiter_serve_later(struct lm__waiter w)
+{
+    pthread_mutex_lock(&g_lock);
+    size_t i = find_locked(w);
+    if (i < lm_load_relaxed(&g_count))
+        g_waiters[i].is_served = 0;
+    pthread_mutex_unlock(&g_lock);
+}
+
 int32_t lm__waiter_take_in(struct lm__span span, enum lm__waiter_kind kind)
 {
     int32_t tid = 0;

@@ -20,7 +20,7 @@ int lm__writes_begin(lm_region *r)
 
 void lm__writes_end(lm_region *r) { lm_sub_acq_rel(&r->writes.at_work, 1); }
 
-void lm__writes_pause(lm_region *r)
+static void await_none_at_work(lm_region *r)
 {
     const struct timespec pause = {.tv_nsec = 20000};
     lm_store_seq_cst(&r->writes.is_freezing, 1);
@@ -28,8 +28,23 @@ void lm__writes_pause(lm_region *r)
         nanosleep(&pause, NULL);
 }
 
+void lm__writes_pause(lm_region *r)
+{
+    pthread_mutex_lock(&r->writes.pause);
+    await_none_at_work(r);
+}
+
+int lm__writes_try_pause(lm_region *r)
+{
+    if (pthread_mutex_trylock(&r->writes.pause) != 0)
+        return 0;
+    await_none_at_work(r);
+    return 1;
+}
+
 void lm__writes_resume(lm_region *r)
 {
     lm_store_seq_cst(&r->writes.is_freezing, 0);
+    pthread_mutex_unlock(&r->writes.pause);
     lm__waiters_wake((struct lm__span){r->addr, r->bytes});
 }

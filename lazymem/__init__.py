@@ -2,8 +2,10 @@
 """Compressed array stores that open in O(1) as real numpy arrays."""
 
 from lazymem._version import __version__
-from lazymem.array import LazyArray
+from lazymem.array import LazyArray, Pin
+from lazymem.arrays import set_limit
 from lazymem.attrs import Attrs
+from lazymem.budget import get_limit
 from lazymem.diff import Diff, ObjectDiff
 from lazymem.errors import (
     BudgetError,
@@ -24,13 +26,21 @@ from lazymem.errors import (
 from lazymem.history import FlushInfo, RestoreInfo, SnapshotInfo
 from lazymem.manifest import ObjectInfo
 from lazymem.repair import RepairInfo, repair
-from lazymem.stats import Commit, RegionStats, Residency, StoreStats, WarmStats
+from lazymem.stats import (
+    BudgetStats,
+    Commit,
+    RegionStats,
+    Residency,
+    StoreStats,
+    WarmStats,
+)
 from lazymem.store import Store, open
 from lazymem.writer import ObjectWriter, Writer, save
 
 __all__ = [
     "Attrs",
     "BudgetError",
+    "BudgetStats",
     "ChecksumError",
     "ClosedError",
     "Commit",
@@ -48,6 +58,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectNotFoundError",
     "ObjectWriter",
+    "Pin",
     "RegionStats",
     "RepairInfo",
     "Residency",
@@ -61,7 +72,9 @@ __all__ = [
     "WarmStats",
     "Writer",
     "__version__",
+    "get_limit",
     "open",
     "repair",
     "save",
+    "set_limit",
 ]

@@ -92,6 +92,8 @@ _HINTS = {
     -errno_names.EINTR: "a signal ended the wait; a later touch tries again",
     -errno_names.ENOMEM: "free memory, or raise what limits this process (ulimit -v, "
     "a memory cgroup, vm.overcommit_memory); a later touch tries again",
+    lib.LM_E_BUDGET: "raise store.limit; or release pins, or save what was written: "
+    "neither can be dropped",
     lib.LM_E_DANGLING: "keep a reference to the array while its memory is in use",
 }
 _CLASSES: dict[int, type[LazyMemError]] = {
@@ -110,6 +112,7 @@ _CLASSES: dict[int, type[LazyMemError]] = {
     lib.LM_E_NO_COMMIT: FormatError,
     lib.LM_E_DECODE: FormatError,
     -errno_names.ENOMEM: BudgetError,
+    lib.LM_E_BUDGET: BudgetError,
 }
 _tags: dict[int, weakref.ref[ObjectHandle]] = {}
 _next_tag = itertools.count(1)
@@ -467,6 +470,27 @@ class ObjectHandle:
         return (int(first[0]), int(count[0])) if code else None
 
 
+class BudgetHandle:
+    """How much memory some regions may have, all in all; the rest goes to a folder."""
+
+    def __init__(self, limit_bytes: int, folder: str) -> None:
+        out = ffi.new("lm_budget **")
+        code = lib.lm_budget_open(limit_bytes, os.fsencode(folder), out)
+        if code < 0:
+            raise _os_error(code, None)
+        self.pointer = ffi.gc(out[0], lib.lm_budget_close)
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Change the limit; what is too much is dropped before this returns."""
+        lib.lm_budget_set_limit(self.pointer, limit_bytes)
+
+    def stats(self) -> Any:
+        """Return a ``struct lm_budget_stats``."""
+        out = ffi.new("struct lm_budget_stats *")
+        lib.lm_budget_stats(self.pointer, out)
+        return out
+
+
 class RegionHandle:
     """An object as memory, which lives as long as the handle or a view of it."""
 
@@ -478,9 +502,13 @@ class RegionHandle:
         is_writable: bool = False,
         is_tracked: bool = False,
         pages: str | None = None,
+        budget: BudgetHandle | None = None,
     ) -> None:
         out, error = ffi.new(_REGION_OUT), _new_error()
-        fields = (ON_ERROR[on_error], is_writable, is_tracked, PAGE_BYTES[pages])
+        self.budget = budget
+        limiter = budget.pointer if budget else ffi.NULL
+        mode = (ON_ERROR[on_error], is_writable, is_tracked)
+        fields = (*mode, PAGE_BYTES[pages], limiter)
         options = ffi.new(_REGION_OPTIONS, fields)
         code = lib.lm_region_open(obj.pointer, options, out, error)
         _check(code, error, obj.path, obj.name)
@@ -494,6 +522,7 @@ class RegionHandle:
         self._resident = lib.lm_region_resident(self.pointer)
         self.released = False
         self._tracking_pid = os.getpid() if is_tracked else 0
+        self.can_be_limited = is_tracked or not is_writable
 
     @property
     def is_tracked(self) -> bool:
@@ -504,6 +533,34 @@ class RegionHandle:
     def resident(self) -> int:
         """How many chunks are in memory."""
         return self._resident[0]  # type: ignore[no-any-return]
+
+    @property
+    def limit(self) -> int | None:
+        """How many bytes its budget may have; None: it has none."""
+        return self.budget.stats().limit_bytes if self.budget else None
+
+    def memory_available(self) -> int:
+        """Return how many bytes can be had, of the system's and the budget's."""
+        limit = self.limit
+        return memory_available() if limit is None else min(memory_available(), limit)
+
+    def set_budget(self, budget: BudgetHandle | None) -> None:
+        """Count what it has, and will have, for another budget, or for none."""
+        pointer = budget.pointer if budget else ffi.NULL
+        code = lib.lm_region_set_budget(self.pointer, pointer)
+        if code < 0:
+            raise _os_error(code, self.object.path)
+        self.budget = budget
+
+    def pin(self, offset: int, nbytes: int) -> None:
+        """Let no chunk of a byte range be dropped to make room, until unpin()."""
+        error = _new_error()
+        code = lib.lm_region_pin(self.pointer, offset, nbytes, error)
+        _check(code, error, self.object.path, self.object.name)
+
+    def unpin(self, offset: int, nbytes: int) -> None:
+        """Undo one :meth:`pin` of the same range."""
+        lib.lm_region_unpin(self.pointer, offset, nbytes)
 
     def dirty(self) -> int:
         """Return how many chunks were written since the last snapshot."""

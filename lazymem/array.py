@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
-from lazymem import _engine, gather, reference
+from lazymem import _engine, budget, gather, reference
 from lazymem.attrs import Attrs
 from lazymem.errors import ClosedError
 from lazymem.progress import Progress, meter
@@ -32,6 +33,8 @@ _GATHER_BYTES_MIN = 64 << 20
 """That are filled ahead without a look at what memory there is,"""
 _GATHER_SHARE = 4
 """of which more are to take no more than this part."""
+_PREFETCH_SHARE = 2
+"""Of a memory limit, what is prefetched is to take no more than this part."""
 
 
 @dataclass(eq=False)
@@ -87,6 +90,28 @@ class Binding:
         if over == self.failures.begun:
             self.quiet = over
         return over
+
+
+class Pin:
+    """A part of an array that stays in memory; see :meth:`LazyArray.pin`."""
+
+    def __init__(
+        self, region: _engine.RegionHandle | None, part: tuple[int, int]
+    ) -> None:
+        self._end: Callable[[], Any] = lambda: None
+        if region is not None:
+            region.pin(*part)
+            self._end = weakref.finalize(self, region.unpin, *part)
+
+    def release(self) -> None:
+        """Let the part be dropped again, where nothing else pins it."""
+        self._end()
+
+    def __enter__(self) -> Pin:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 class LazyArray(np.ndarray[Any, Any]):
@@ -160,9 +185,10 @@ class LazyArray(np.ndarray[Any, Any]):
 
         Notes
         -----
-        Returns at once.  A chunk that can't be read is left to whoever touches it.
+        Returns at once.  A chunk that can't be read is left to whoever touches it; so
+        is what is more than half of a memory limit.
         """
-        job = self._basic_view(index)._fill_job()
+        job = self._basic_view(index)._fill_job(is_bounded=True)
         if job is not None:
             job.detach()
 
@@ -180,15 +206,19 @@ class LazyArray(np.ndarray[Any, Any]):
             If a chunk can't be read.
         ClosedError
             If the store is closed, or is being closed meanwhile.
+        BudgetError
+            If it is more than the store's memory limit.
 
         Notes
         -----
         Of a view, all chunks between its first and its last byte are filled.
         """
+        binding = self._bound()
+        if binding.region is not None:
+            nbytes = self._chunk_range()[1] * binding.chunk_bytes
+            budget.check_fits(nbytes, binding.region)
         job = self._fill_job()
         if job is not None:
-            binding = self._bound()
-            nbytes = self._chunk_range()[1] * binding.chunk_bytes
             with meter(progress, nbytes, f"load {binding.info.name}") as m:
                 job.wait(m.part(nbytes))
             if binding.region is not None and binding.region.released:
@@ -263,13 +293,48 @@ class LazyArray(np.ndarray[Any, Any]):
         low, high = part._byte_range()
         return region.evict(low, high - low)
 
-    def _fill_job(self) -> _engine.Job | None:
+    def pin(self, index: Any = ...) -> Pin:
+        """Fill a part of the array, and let it stay in memory whatever needs room.
+
+        Parameters
+        ----------
+        index : basic index, optional
+            Integers, slices, ``...``, as in ``a.pin(np.s_[10:20])``; default all.
+
+        Returns
+        -------
+        Pin
+            Ends it: by its ``release()``, as a context manager, or when it is gone.
+
+        Raises
+        ------
+        BudgetError
+            If the store's memory limit has no room for all that is pinned.
+        FormatError, FillError, ClosedError
+            As :meth:`load` does.
+
+        Notes
+        -----
+        :meth:`evict` still drops it.
+        """
+        part = self._basic_view(index)
+        region = part._bound().region
+        if region is None or part.size == 0:
+            return Pin(None, (0, 0))
+        low, high = part._byte_range()
+        pin = Pin(region, (low, high - low))
+        part.load()
+        return pin
+
+    def _fill_job(self, *, is_bounded: bool = False) -> _engine.Job | None:
         region = self._bound().region
         if region is None or self.size == 0:
             return None
         if region.released:
             raise self._closed_error(region)
         low, high = self._byte_range()
+        if is_bounded and region.limit is not None:
+            high = min(high, low + region.limit // _PREFETCH_SHARE)
         return region.prefetch(low, high - low)
 
     def _gather_job(
@@ -309,8 +374,8 @@ class LazyArray(np.ndarray[Any, Any]):
             chunks = find(layout, *index)
             if chunks is None:
                 return None
-            if len(chunks) * region.chunk_bytes > _GATHER_BYTES_MIN:
-                nbytes = _engine.memory_available() // _GATHER_SHARE
+            if region.budget or len(chunks) * region.chunk_bytes > _GATHER_BYTES_MIN:
+                nbytes = region.memory_available() // _GATHER_SHARE
                 chunks = chunks[: nbytes // region.chunk_bytes]
             return region.prefetch_chunks(chunks, is_urgent=True)
         except (OSError, MemoryError, IndexError):  # as_strided() leads anywhere

@@ -15,6 +15,14 @@ import numpy as np
 
 from lazymem import _engine
 from lazymem.array import LazyArray, bind
+from lazymem.budget import (
+    Limit,
+    Spill,
+    default_budget,
+    limit_bytes,
+    new_budget,
+    set_default_limit,
+)
 from lazymem.errors import HugePagesError, LazyMemWarning, UnsupportedKernelError
 
 if TYPE_CHECKING:
@@ -38,14 +46,25 @@ class OpenArrays:
     mode : {"r", "c", "r+"}
         What may be done to their memory.  In the others than ``"r"`` all arrays are
         kept: what was written is nowhere else.
-    on_error, pages
+    on_error, pages, spill
         As :func:`lazymem.open` documents them.
+    budget : BudgetHandle, optional
+        What bounds their memory, if not the process's budget.
     """
 
-    def __init__(self, mode: Mode, on_error: OnError, pages: Pages) -> None:
+    def __init__(
+        self,
+        mode: Mode,
+        on_error: OnError,
+        pages: Pages,
+        budget: _engine.BudgetHandle | None,
+        spill: Spill,
+    ) -> None:
         self.lock = threading.Lock()
         self.mode = mode
         self._on_error, self._pages = on_error, pages
+        self._spill = spill
+        self._own_budget = budget
         self._open: dict[str, weakref.ref[LazyArray]] = {}
         # A plain view of an array can outlive it.
         self._regions: list[weakref.ref[_engine.RegionHandle]] = []
@@ -65,6 +84,34 @@ class OpenArrays:
         if self.mode != "r":
             self._kept[info.name] = array
         return array
+
+    @property
+    def budget(self) -> _engine.BudgetHandle | None:
+        """What bounds their memory: the store's own budget, or the process's."""
+        return self._own_budget or default_budget()
+
+    def set_limit(self, limit: Limit) -> None:
+        """Give the store another limit of its own, or none."""
+        nbytes = None if limit is None else limit_bytes(limit)
+        if self._own_budget is None and nbytes is not None:
+            unfit = [r.object.name for r in self.regions() if not r.can_be_limited]
+            if unfit:
+                raise ValueError(
+                    f"array {unfit[0]!r} is of mode 'c', and was opened without a "
+                    "limit: what was written to it is not known; open the store with "
+                    "limit="
+                )
+        if nbytes is not None and self._own_budget is not None:
+            self._own_budget.set_limit(nbytes)
+            return
+        self._own_budget = new_budget(nbytes, self._spill)
+        self.follow_default()
+
+    def follow_default(self) -> None:
+        """Put the memory under the budget that bounds it now."""
+        for region in self.regions():
+            if region.can_be_limited and region.budget is not self.budget:
+                region.set_budget(self.budget)
 
     def release(self, name: str, reason: str) -> None:
         """Free an array's memory; whoever touches it is told the reason."""
@@ -133,13 +180,15 @@ class OpenArrays:
 
     def _open_region(self, obj: _engine.ObjectHandle) -> _engine.RegionHandle:
         pages = "2M" if self._pages == "auto" else self._pages
+        bound = self.budget
         try:
             return _engine.RegionHandle(
                 obj,
                 self._on_error,
                 is_writable=self.mode != "r",
-                is_tracked=self.mode == "r+",
+                is_tracked=self.mode == "r+" or (self.mode == "c" and bool(bound)),
                 pages=pages,
+                budget=bound,
             )
         except (HugePagesError, UnsupportedKernelError) as exc:
             if self._pages != "auto" or not _engine.has_pager():
@@ -150,6 +199,29 @@ class OpenArrays:
 
 
 _all: dict[int, weakref.ref[OpenArrays]] = {}
+
+
+def set_limit(limit: Limit) -> None:
+    """Bound the memory of the arrays of all stores that have no limit of their own.
+
+    Parameters
+    ----------
+    limit : int, str or None
+        Bytes; a text such as ``"4 GiB"``; ``"auto"``: half of the memory available;
+        or None: no limit.  What is in memory beyond it is dropped at once.
+
+    Raises
+    ------
+    ValueError
+        If the limit makes no sense, or is less than 16 MiB.
+
+    Notes
+    -----
+    Stores of mode ``"c"`` that were opened before are not bound: nobody knows what was
+    written to their arrays.  See :func:`lazymem.open` for what a limit means.
+    """
+    found = (reference() for reference in list(_all.values()))
+    set_default_limit(limit, [arrays for arrays in found if arrays is not None])
 
 
 def _after_fork() -> None:

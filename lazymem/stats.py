@@ -108,6 +108,27 @@ class WarmStats:
 
 
 @dataclass(frozen=True)
+class BudgetStats:
+    """What has become of a memory limit: a store's own, or the process's."""
+
+    limit: int
+    """Bytes that arrays may have in memory, in whole chunks."""
+    used: int
+    """Bytes that they have, or are about to."""
+    pinned: int
+    """Of the limit, bytes that may not be dropped to make room."""
+    evicted: int
+    """Chunks dropped to make room."""
+    spilled: int
+    """Of these, chunks that were written, and went to a file."""
+    bytes_spilled: int
+    """Bytes that the file has for them now."""
+    refilled: int
+    """Chunks that came back soon after they were dropped: what a larger limit would
+    have spared."""
+
+
+@dataclass(frozen=True)
 class StoreStats:
     """What a store's open arrays have cost so far."""
 
@@ -117,6 +138,8 @@ class StoreStats:
     """Counters of the whole process: userfaultfd calls and answers, threads, arenas."""
     warm: WarmStats | None = None
     """What became of the working set; None: the store was opened without one."""
+    budget: BudgetStats | None = None
+    """What bounds its memory; None: nothing does."""
 
     @property
     def bytes_resident(self) -> int:
@@ -150,4 +173,17 @@ def region_stats(raw: Any) -> RegionStats:
         write_faults=raw.write_faults,
         ahead=raw.ahead,
         ahead_wasted=raw.ahead_wasted,
+    )
+
+
+def budget_stats(raw: Any) -> BudgetStats:
+    """Make a :class:`BudgetStats` of a ``struct lm_budget_stats``."""
+    return BudgetStats(
+        limit=raw.limit_bytes,
+        used=raw.used_bytes,
+        pinned=raw.pinned_bytes,
+        evicted=raw.chunks_evicted,
+        spilled=raw.chunks_spilled,
+        bytes_spilled=raw.spilled_bytes,
+        refilled=raw.chunks_back,
     )

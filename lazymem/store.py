@@ -19,11 +19,12 @@ from lazymem import _engine, diff, files, history, manifest
 from lazymem.array import LazyArray, bind, closed_error
 from lazymem.arrays import Mode, OnError, OpenArrays, Pages
 from lazymem.attrs import Attrs, Change
+from lazymem.budget import new_budget
 from lazymem.encoding import Encoding
 from lazymem.errors import LazyMemError, LazyMemWarning, LockError, ObjectNotFoundError
 from lazymem.progress import Progress, meter
 from lazymem.reference import Origin
-from lazymem.stats import Commit, StoreStats, region_stats
+from lazymem.stats import Commit, StoreStats, budget_stats, region_stats
 from lazymem.warm import WorkingSet, record, record_path
 from lazymem.workspace import Workspace, listing
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from lazymem.budget import Limit, Spill
     from lazymem.history import (
         FlushInfo,
         History,
@@ -66,7 +68,10 @@ class Store(Mapping[str, LazyArray]):
         Huge pages for its arrays, as for :func:`lazymem.open`.
     spill : str or path-like, optional
         A folder for what snapshots hold, in a file without a name, which goes with the
-        store.  Default: memory.
+        store; default: memory.  And for what has no room within `limit`, as for
+        :func:`lazymem.open`.
+    limit : int or str, optional
+        How much memory its arrays may have, as for :func:`lazymem.open`.
 
     Examples
     --------
@@ -82,11 +87,17 @@ class Store(Mapping[str, LazyArray]):
     """
 
     def __init__(
-        self, *, pages: Pages = None, spill: str | os.PathLike[str] | None = None
+        self,
+        *,
+        pages: Pages = None,
+        spill: Spill = None,
+        limit: Limit = None,
     ) -> None:
         _check_pages(pages)
         _engine.start_pager()
-        self._open(_open_in_memory(spill), "r+", None, "raise", pages, None)
+        bound = new_budget(limit, spill)
+        handle = _open_in_memory(spill)
+        self._open(handle, "r+", None, "raise", pages, None, bound, spill)
 
     def _open(
         self,
@@ -96,6 +107,8 @@ class Store(Mapping[str, LazyArray]):
         on_error: OnError,
         pages: Pages,
         warm: str | None,
+        budget: _engine.BudgetHandle | None = None,
+        spill: Spill = None,
     ) -> None:
         self._path, self._handle = handle.path, handle
         self._workspace: Workspace | None = None
@@ -107,7 +120,7 @@ class Store(Mapping[str, LazyArray]):
             self._handle = handle.at(found.offset)
             data = self._handle.manifest()
             self._content = manifest.decode(data, self._path, lazily=lazily)
-        self._arrays = OpenArrays(mode, on_error, pages)
+        self._arrays = OpenArrays(mode, on_error, pages, budget, spill)
         self._closed = False
         if mode == "r+":
             self._workspace = Workspace(handle, self._content, self._arrays)
@@ -224,12 +237,29 @@ class Store(Mapping[str, LazyArray]):
         arrays = {
             region.object.name: region_stats(region.stats()) for region in regions
         }
-        working_set = self._working_set
+        working_set, bound = self._working_set, self._arrays.budget
         return StoreStats(
             arrays=arrays,
             engine=_engine.pager_stats(),
             warm=working_set.stats() if working_set else None,
+            budget=budget_stats(bound.stats()) if bound else None,
         )
+
+    @property
+    def limit(self) -> int | None:
+        """How many bytes its arrays may have in memory; None: as many as they like.
+
+        It can be changed: to bytes, a text such as ``"4 GiB"``, ``"auto"``, or None.
+        What is too much then is dropped at once.  A store without a limit of its own
+        has the process's (:func:`set_limit`).
+        """
+        bound = self._arrays.budget
+        return bound.stats().limit_bytes if bound else None
+
+    @limit.setter
+    def limit(self, limit: Limit) -> None:
+        with self._arrays.lock:
+            self._arrays.set_limit(limit)
 
     def record(self, name: str) -> int:
         """Write down which chunks are in memory, for a later ``open(path, warm=name)``.
@@ -969,7 +999,7 @@ def _open_new(path: str, *, may_replace: bool) -> _engine.StoreHandle:
     return handle
 
 
-def _open_in_memory(spill: str | os.PathLike[str] | None) -> _engine.StoreHandle:
+def _open_in_memory(spill: Spill) -> _engine.StoreHandle:
     import tempfile  # not for those who open files
 
     with tempfile.TemporaryDirectory(prefix="lazymem-", dir=spill) as folder:
@@ -999,6 +1029,8 @@ def open(
     on_error: OnError = "raise",
     pages: Pages = None,
     warm: str | None = None,
+    limit: Limit = None,
+    spill: Spill = None,
 ) -> Store:
     """Open a store file.
 
@@ -1035,6 +1067,21 @@ def open(
         another store, a damaged one, or the part of an array that has another form by
         now, is ignored, with a LazyMemWarning.  For the modes ``"r"``, ``"c"`` and
         ``"r+"``.
+    limit : int or str, optional
+        How much memory the store's arrays may have, all in all, in whole chunks: bytes,
+        a text such as ``"4 GiB"``, or ``"auto"``: half of what is available to this
+        process, a memory cgroup's limit considered.  Beyond it chunks that were not
+        used lately are dropped, and filled again when they are touched; those that were
+        written since the last snapshot go to a file first.  What is pinned
+        (:meth:`LazyArray.pin`) stays: where nothing can be dropped a touch raises
+        BudgetError, and OSError if the file for what was written is full.  The
+        engine's own buffers, up to 8 MiB and a chunk for each core, come on top.  It
+        can be changed (:attr:`Store.limit`).  Default: the process's limit, if
+        :func:`set_limit` has set one.
+    spill : str or path-like, optional
+        The folder for what was written and has no room within `limit`: compressed and
+        checksummed, in a file without a name, which only this process can read and
+        which goes with it.  Default: ``$TMPDIR``, or ``/var/tmp``.
 
     Returns
     -------
@@ -1088,13 +1135,15 @@ def open(
     file = os.path.abspath(path)
     _engine.start_pager()  # its threads get ready while the file is looked at
     store = Store.__new__(Store)
+    bound = new_budget(limit, spill)  # if it makes sense, before a file is replaced
     if mode == "r" or mode == "c":
-        store._open(_engine.StoreHandle(file), mode, at, on_error, pages, warm)
+        handle = _engine.StoreHandle(file)
     elif mode == "r+":
-        store._open(_open_for_writing(file), "r+", None, on_error, pages, warm)
+        handle = _open_for_writing(file)
     else:
         handle = _open_new(file, may_replace=mode == "w")
-        store._open(handle, "r+", None, on_error, pages, None)
+    changes: Mode = mode if mode == "r" or mode == "c" else "r+"
+    store._open(handle, changes, at, on_error, pages, warm, bound, spill)
     return store
 
 

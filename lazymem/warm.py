@@ -211,7 +211,9 @@ class WorkingSet:
         if entry is None or info.index is None:  # or all of it is zero
             return
         try:
-            chunks = _chunks(_runs(entry, info), region, self._bytes_left)
+            share = region.memory_available() // _MEMORY_SHARE
+            left = min(self._bytes_left, share)
+            chunks = _chunks(_runs(entry, info), region, left)
         except _Misfit as exc:
             warnings.warn(
                 f"{self._file}: the working set of {info.name!r} is ignored: {exc}; "

@@ -205,7 +205,7 @@ def test_memory_that_mremap_has_moved_raises_where_it_is(
 
 
 SWAPPED = """
-import ctypes, mmap, sys, numpy as np, lazymem as lm
+import ctypes, mmap, os, sys, numpy as np, lazymem as lm
 from tests.conftest import LIBC
 store = lm.open(sys.argv[1])
 a, b = (np.asarray(store[name]) for name in "ab")
@@ -227,6 +227,8 @@ for array in (a, b):
         found = [np.array_equal(row, rows[i]) for rows in right]
         print("ab"[found.index(True)] if any(found) else "?", end="")
     print()
+sys.stdout.flush()
+os._exit(0)  # the end of `between` would unmap what has taken its place since
 """
 
 
@@ -497,6 +499,38 @@ def test_a_memory_limit_above_what_is_touched_is_not_noticed(
     done = run_python(IN_GROUP, tmp_path / "m.lzm", memory_group, 96 << 20, "r", step)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{crc_of_rows(a, step)}\n"
+
+
+IN_GROUP_WRITTEN = """
+import os, sys, numpy as np, lazymem as lm
+group, limit = sys.argv[2], int(sys.argv[3])
+names = os.listdir(group)
+with open(f"{group}/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+name = "memory.max" if "memory.max" in names else "memory.limit_in_bytes"
+with open(f"{group}/{name}", "w") as file:
+    file.write(str(limit))
+with lm.open(sys.argv[1], "r+", limit="auto", spill=sys.argv[4]) as store:
+    assert store.limit < limit
+    a = store["a"]
+    for i in range(0, len(a), 16):
+        a[i : i + 16] += 1
+    assert store.stats().budget.spilled > 0
+    store.snapshot("all")
+"""
+
+
+def test_a_pass_over_four_times_the_memory_of_a_group_ends(
+    tmp_path: Path, memory_group: Path, run_python: Callable[..., Any]
+) -> None:
+    """np.load: killed.  lazymem: reads, writes and stores all of it."""
+    a = smooth((24_576, 4096))  # 384 MiB
+    path = tmp_path / "m.lzm"
+    lm.save(path, a=a, codec="lz4", level=1, chunk_bytes=CHUNK)
+    done = run_python(IN_GROUP_WRITTEN, path, memory_group, 96 << 20, tmp_path)
+    assert done.returncode == 0, done.stderr
+    a += 1
+    assert np.array_equal(lm.open(path)["a"], a)
 
 
 @pytest.fixture

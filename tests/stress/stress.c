@@ -33,6 +33,7 @@
 #define BATCH_MAX      48
 #define SCAN_BYTES     (192u << 10)
 #define FORK_DEPTH_MAX 2
+#define LIMIT_MIN      (6u << 20) /* a chunk of 1 MiB for every thread */
 
 /* ---- the data, and what it must be ------------------------------------------------------- */
 
@@ -97,6 +98,7 @@ static struct {
     lm_object *objects[OBJECTS];
 } g_open = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
+static lm_budget *g_budget; /* of some read-only regions */
 static char *g_path;
 static uint64_t g_seed;
 static _Atomic int g_stop;
@@ -191,6 +193,8 @@ static struct handle *handle_new(struct thread *t, lm_object *object, int thing)
     /* In huge pages where the system's pool has some, which is its administrator's choice. */
     struct lm_region_options options = {.is_writable = draw(t, 2) == 0,
                                         .page_bytes = draw(t, 4) ? 0 : 2u << 20};
+    if (!options.is_writable && !options.page_bytes && draw(t, 2) == 0)
+        options.budget = g_budget;
     int rc = lm_region_open(object, &options, &h->region, &err);
     if (options.page_bytes && (rc == LM_E_NO_HUGE_PAGES || rc == LM_E_NO_UFFD))
         rc = lm_region_open(object, NULL, &h->region, &err);
@@ -635,6 +639,16 @@ static void op_fork(struct thread *t)
 
 /* All that a thread may do.  What the engine learns to do gets a line here and a function
  * above. */
+/* Another limit, and now and then a region that it does not bind any more, or from now on. */
+static void op_limit(struct thread *t)
+{
+    struct handle *h = handle_get(t);
+    lm_budget_set_limit(g_budget, LIMIT_MIN + draw(t, 2 * LIMIT_MIN));
+    if (h && !h->region->is_writable && draw(t, 4) == 0)
+        CHECK(lm_region_set_budget(h->region, draw(t, 2) ? g_budget : NULL) == 0);
+    handle_put(h);
+}
+
 static const struct op {
     const char *name;
     unsigned weight;
@@ -649,7 +663,7 @@ static const struct op {
     {"inject", 2, op_inject},      {"fork", 8, op_fork},
     {"write", 200, op_write},      {"read-written", 60, op_read_written},
     {"snapshot", 20, op_snapshot}, {"evict-written", 40, op_evict_written},
-    {"restore", 4, op_restore},
+    {"restore", 4, op_restore},    {"limit", 10, op_limit},
 };
 #define OP_COUNT (sizeof OPS / sizeof OPS[0])
 
@@ -757,7 +771,9 @@ static void write_store(void)
 static void print_totals(const struct holdings *before, const struct holdings *now)
 {
     struct lm_pager_stats s;
+    struct lm_budget_stats budget;
     lm_pager_stats(&s);
+    lm_budget_stats(g_budget, &budget);
     printf("stress:");
     for (size_t i = 0; i < OP_COUNT; i++) {
         uint64_t sum = 0;
@@ -774,13 +790,15 @@ static void print_totals(const struct holdings *before, const struct holdings *n
            (unsigned long long)s.eagain, (unsigned long long)s.enoent,
            (unsigned long long)s.enomem, (unsigned long long)s.refused);
     printf("; snapshots %llu exact %llu failed %llu restored %llu replaced %llu "
-           "chunks %llu",
+           "chunks %llu; evicted %llu, spilled %llu",
            (unsigned long long)lm_load_relaxed(&g_w.snapshots),
            (unsigned long long)lm_load_relaxed(&g_w.exact),
            (unsigned long long)lm_load_relaxed(&g_w.failed),
            (unsigned long long)lm_load_relaxed(&g_w.restored),
            (unsigned long long)lm_load_relaxed(&g_w.replaced),
-           (unsigned long long)lm_load_relaxed(&g_w.frozen));
+           (unsigned long long)lm_load_relaxed(&g_w.frozen),
+           (unsigned long long)budget.chunks_evicted,
+           (unsigned long long)lm_load_relaxed(&g_w.spilled));
     printf(
         "; fds %ld -> %ld threads %ld -> %ld mappings %ld -> %ld rss %ld -> %ld KiB\n",
         before->fds, now->fds, before->threads, now->threads, before->mappings,
@@ -805,12 +823,14 @@ int main(int argc, char **argv)
         g_threads[i] = (struct thread){.index = i, .watched = &g_watched[i]};
     CHECK(objects_open(&g_threads[0], &g_open.store, g_open.objects));
 
+    CHECK(lm_budget_open(LIMIT_MIN, NULL, &g_budget) == 0);
     run_for(warm_up);
     struct holdings before = leaks_look();
     run_for(seconds - warm_up);
     struct holdings now = leaks_check(&before);
     print_totals(&before, &now);
 
+    lm_budget_close(g_budget);
     objects_close(g_open.store, g_open.objects);
     unlink(g_path);
     free(g_path);

@@ -327,6 +327,12 @@ def reopen(worker: Worker) -> None:
         gc.collect()
 
 
+def limit(worker: Worker) -> None:
+    """Another memory limit for all stores, or none; each array can be loaded."""
+    most = worker.rng.randrange(32, 96) << 20
+    lm.set_limit(most if worker.rng.random() < 0.9 else None)
+
+
 def verify(worker: Worker) -> None:
     slot = worker.slot()
     store = slot.store
@@ -452,6 +458,7 @@ OPS: dict[str, tuple[int, Callable[[Worker], None]]] = {
     "evict": (60, evict),
     "damaged": (10, damaged),
     "reopen": (40, reopen),
+    "limit": (10, limit),
     "verify": (8, verify),
     "blocks": (20, blocks),
     "fork": (6, fork),

@@ -11,6 +11,8 @@
  * (W3) A snapshot that was begun while nobody wrote is what `right` was then; also when it is
  *      restored, and when the file is opened again.
  * (W4) What a child writes is the child's.
+ *
+ * The memory has a limit, so that what was written is spilled, and comes back.
  */
 #ifndef LM_STRESS_WRITES_H
 #define LM_STRESS_WRITES_H
@@ -21,6 +23,7 @@
 #define W_KEPT      6             /* snapshots that can be restored */
 #define W_FILE_MAX  (64ull << 20) /* then it is replaced */
 #define W_CELLS_MAX 40
+#define W_LIMIT     ((2u << 20) + (512u << 10)) /* of 5 MiB */
 
 struct w_object {
     struct lm_encoding enc;
@@ -42,10 +45,11 @@ static struct {
     char *path;
     lm_store *store;
     lm_writer *writer;
+    lm_budget *budget;
     struct lm_commit commit; /* under `one`, as is the next */
     struct w_snapshot kept[W_KEPT];
     struct w_object objects[W_OBJECTS];
-    _Atomic uint64_t snapshots, exact, restored, replaced, failed, frozen;
+    _Atomic uint64_t snapshots, exact, restored, replaced, failed, frozen, spilled;
 } g_w = {
     .life = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP,
     .one = PTHREAD_MUTEX_INITIALIZER,
@@ -100,6 +104,8 @@ static void w_open(void)
     CHECK_CALL(lm_store_open_write(g_w.path, &g_w.store, &g_w.commit, &err), err);
     CHECK_CALL(lm_writer_open(g_w.store, &g_w.writer, &err), err);
     memset(g_w.kept, 0, sizeof g_w.kept);
+    CHECK(lm_budget_open(W_LIMIT, "/var/tmp", &g_w.budget) == 0);
+    options.budget = g_w.budget;
     for (int i = 0; i < W_OBJECTS; i++) {
         struct w_object *o = &g_w.objects[i];
         o->object = w_object_open(g_w.store, i, &written[i].root);
@@ -113,6 +119,10 @@ static void w_close(void)
         lm_region_close(g_w.objects[i].region);
         lm_object_close(g_w.objects[i].object);
     }
+    struct lm_budget_stats stats;
+    lm_budget_stats(g_w.budget, &stats);
+    lm_add_relaxed(&g_w.spilled, stats.chunks_spilled);
+    lm_budget_close(g_w.budget);
     lm_writer_close(g_w.writer);
     lm_store_close(g_w.store);
     unlink(g_w.path);

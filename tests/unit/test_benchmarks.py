@@ -38,6 +38,12 @@ CASES = {
     ],
     "chunks": ["16 KiB", "128 KiB"],
     "scale": ["1 MB", "16 TiB", "1 array", "1 MiB", "scattered in 16 TiB"],
+    "budget": [
+        "limit: an eighth",
+        "Zipf 1.0",
+        "scan and hot set",
+        "write, double, read",
+    ],
     "umap": [
         "umap",
         "lazymem",
