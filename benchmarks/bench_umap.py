@@ -21,9 +21,9 @@ in one library that all load.  "random touch": a 64-bit word in each of many pag
 twice, in random order; the first, which finds the threads only starting, does not
 count.  "scan": every 64-bit word of the data is added up, in order.  "in a quarter": a
 scan of which a quarter may be in memory.  UMap has a buffer of that size then, which
-its evictors keep below 90 %.  lazymem has no limit of its own: its reader gives each
-eighth back when he is through with it, and his time to do so counts; np.memmap's gives
-it to the page cache.  "peak" is what the scan had in memory at most.
+its evictors keep below 90 %, lazymem has such a limit; np.memmap's reader gives each
+eighth back when he is through with it, to the page cache, and his time to do so counts.
+"peak" is what the scan had in memory at most.
 
 UMap has a filler and an evictor for each core, a buffer in which all fits otherwise,
 and is built for release, without logging.  UMAP_SOURCE names the folder of its source;
@@ -110,7 +110,9 @@ class Loops:
 
 
 @contextmanager
-def _memory(name: str, path: str) -> Iterator[tuple[Array, Callable[[int, int], Any]]]:
+def _memory(
+    name: str, path: str, limit_bytes: int | None = None
+) -> Iterator[tuple[Array, Callable[[int, int], Any]]]:
     """Map a file; give its bytes, and what gives memory back, from one to another."""
     if name == "memmap":
         raw: Any = np.memmap(path, np.uint8, "r")
@@ -120,9 +122,9 @@ def _memory(name: str, path: str) -> Iterator[tuple[Array, Callable[[int, int], 
 
         yield raw, unmap
     else:
-        with lm.open(path) as store:
+        with lm.open(path, limit=limit_bytes) as store:
             lazy = store["x"]
-            yield np.asarray(lazy), lambda low, high: lazy.evict(np.s_[low:high])
+            yield np.asarray(lazy), lambda low, high: None
 
 
 def touch(name: str, path: str, loops: str, offsets: str) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def touch(name: str, path: str, loops: str, offsets: str) -> dict[str, Any]:
 
 def scan(name: str, path: str, loops: str, limit_bytes: int | None) -> dict[str, Any]:
     """Read all of a file; if memory is limited, in bands of half of what is allowed."""
-    with _memory(name, path) as (memory, give_back):
+    with _memory(name, path, limit_bytes) as (memory, give_back):
         step = limit_bytes // 2 if limit_bytes else memory.nbytes
         touch_all, answer = Loops(loops).touch_all, 0
         before = harness.memory_bytes()
