@@ -13,7 +13,7 @@
  *   workers.c     prefetch.c     ahead.c
  *   ones.c     fault.c
  *   pager.c
- *   read.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
+ *   read.c strip.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
  * Up to chunks.c nothing knows of userfaultfd.
  *
  * Lock order, outermost first.  No lock is held while waiting for a chunk, doing I/O,

@@ -275,6 +275,14 @@ void lm_region_unpin(lm_region *region, uint64_t offset, uint64_t nbytes);
 /* One byte per chunk from first_chunk on, 1 if resident.  Returns how many are. */
 uint64_t lm_region_residency(const lm_region *region, uint64_t first_chunk,
                              uint64_t chunks, uint8_t *mask);
+struct lm_strip_cell {
+    uint64_t chunks;
+    uint64_t resident; /* of these, in memory */
+    uint64_t dirty;    /* of these, written since the last snapshot */
+};
+/* The same in `count` cells of a picture, between which the chunks are shared out evenly. */
+void lm_region_strip(const lm_region *region, uint64_t first_chunk, uint64_t chunks,
+                     struct lm_strip_cell *cells, uint64_t count);
 /* How it is going to be accessed: by runs, as faults show them; in no order, so that nothing is
  * filled ahead; or from front to back. */
 enum lm_advice { LM_ADVICE_NORMAL = 0, LM_ADVICE_RANDOM = 1, LM_ADVICE_SEQUENTIAL = 2 };

@@ -491,6 +491,14 @@ class BudgetHandle:
         return out
 
 
+class Cell(NamedTuple):
+    """A part of a picture of which chunks are in memory."""
+
+    chunks: int
+    resident: int
+    dirty: int
+
+
 class RegionHandle:
     """An object as memory, which lives as long as the handle or a view of it."""
 
@@ -609,6 +617,12 @@ class RegionHandle:
     def count_resident(self, first: int, count: int) -> int:
         """Return how many chunks from `first` on are resident."""
         return int(lib.lm_region_residency(self.pointer, first, count, ffi.NULL))
+
+    def strip(self, first: int, count: int, cells: int) -> list[Cell]:
+        """Return which of `count` chunks are in memory, in cells of a picture."""
+        out = ffi.new("struct lm_strip_cell[]", cells)
+        lib.lm_region_strip(self.pointer, first, count, out, cells)
+        return [Cell(cell.chunks, cell.resident, cell.dirty) for cell in out]
 
     def prefetch(self, offset: int, nbytes: int) -> Job:
         """Fill the chunks of a byte range."""
