@@ -583,6 +583,11 @@ class LazyArray(np.ndarray[Any, Any]):
         array._binding, binding.keeper = binding, keeper
         return array
 
+    def _repr_html_(self) -> str | None:
+        from lazymem import show
+
+        return show.array(self)
+
     def __repr__(self) -> str:
         binding = self._binding
         if binding is None:

@@ -42,6 +42,11 @@ class SnapshotInfo:
     seconds: float | None = None
     """How long it took in all; None unless it was just made."""
 
+    def _repr_html_(self) -> str:
+        from lazymem import show
+
+        return show.snapshot(self)
+
 
 @dataclass(frozen=True)
 class FlushInfo:

@@ -841,6 +841,13 @@ class Store(Mapping[str, LazyArray]):
             offsets.append(int(last.offset))
         return diff.compare(*(self._handle.at(offset) for offset in offsets))
 
+    # ---- what notebooks show ---------------------------------------------------------
+
+    def _repr_html_(self) -> str:
+        from lazymem import show
+
+        return show.store(self)
+
     def _history(self) -> History:
         if self._workspace is not None:
             return self._workspace.history
