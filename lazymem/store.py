@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import numpy.typing as npt
+    from matplotlib.axes import Axes
 
     from lazymem.budget import Limit, Spill
     from lazymem.history import (
@@ -847,6 +848,32 @@ class Store(Mapping[str, LazyArray]):
         from lazymem import show
 
         return show.store(self)
+
+    def plot_residency(self, ax: Axes | None = None) -> Axes:
+        """Draw which chunks are in memory, a row for each array.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw.  Default: a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed (``pip install 'lazymem[plot]'``).
+
+        Notes
+        -----
+        Touches no page.  Shows at most 32 arrays, those whose memory is held first, in
+        256 cells each, shaded by the share of their chunks that is in memory.
+        """
+        from lazymem import plot
+
+        return plot.plot_residency(self, ax)
 
     def _history(self) -> History:
         if self._workspace is not None:
