@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         SnapshotInfo,
         SnapshotRef,
     )
+    from lazymem.live import LiveView
     from lazymem.manifest import ObjectInfo
 
 _LISTED_IN_REPR = 10
@@ -874,6 +875,38 @@ class Store(Mapping[str, LazyArray]):
         from lazymem import plot
 
         return plot.plot_residency(self, ax)
+
+    def live(self, interval: float = 0.5) -> LiveView:
+        """Return a widget that shows, while cells run, which chunks are in memory.
+
+        Parameters
+        ----------
+        interval : float, optional
+            Seconds from one look to the next; more where a look takes long.
+
+        Returns
+        -------
+        LiveView
+            For a notebook, to be the last line of a cell.  Its ``close()`` ends it, and
+            so does that of the store, which it does not keep open.
+
+        Raises
+        ------
+        ImportError
+            If anywidget is not installed (``pip install 'lazymem[live]'``).
+        ValueError
+            If the interval is not a positive number.
+        ClosedError
+            If the store is closed.
+
+        Notes
+        -----
+        Touches no page.  A thread looks, with a twentieth of one core at most.
+        """
+        self._check_open("live()")
+        from lazymem import live
+
+        return live.LiveView(self, interval)
 
     def _history(self) -> History:
         if self._workspace is not None:
