@@ -12,7 +12,8 @@ static void count_cell(const lm_region *r, uint64_t idx, struct lm_strip_cell *c
     int is_tracked = r->tracking != LM_TRACK_NONE;
     for (; (idx = lm__chunks_next(&r->chunks, idx, end, LM_CHUNKS_ANY)) < end; idx++) {
         enum lm__chunk_state state = lm__chunks_state(&r->chunks, idx);
-        int is_dirty = state == LM_CHUNK_DIRTY || state == LM_CHUNK_REFILLING;
+        int is_dirty = state == LM_CHUNK_DIRTY || state == LM_CHUNK_REFILLING ||
+                       state == LM_CHUNK_SPILLED;
         cell->resident += (uint64_t)lm__chunk_is_resident(state);
         cell->dirty += (uint64_t)(is_tracked && is_dirty);
     }
