@@ -20,7 +20,7 @@
 
 #include "internal.h"
 
-#define HOPE_NS       2000000000ull /* without any room; then it is an error */
+#define HOPE_NS       5000000000ull /* without any room; then it is an error */
 #define NEW_SHARE     8             /* of the limit is for NEW chunks */
 #define GHOST_SHARE   1  /* limits' worth of drops is a ghost remembered for */
 #define LEVEL_MAX     3  /* a chunk has 2^level - 1 lives */
@@ -102,8 +102,12 @@ static struct lm__note *note_of(const struct entry *e)
     return r ? lm__chunks_note(&r->chunks, e->chunk_idx) : NULL;
 }
 
-static void entry_free(struct entry e)
+/* Of queue `q`, where it has been. */
+static void entry_free(const lm_budget *b, const struct queue *q, struct entry e)
 {
+    struct lm__note *note = note_of(&e);
+    if (note)
+        note->entries &= ~(1u << (q - b->queues)) & 3;
     if (--e.member->entries == 0 && !e.member->region)
         free(e.member);
 }
@@ -134,14 +138,17 @@ static void set_place(lm_budget *b, const lm_region *r, struct lm__note *note,
     note->place = place & 3;
 }
 
-/* Without memory for it the chunk is in no queue, and stays. */
+/* What was dropped by others, and comes again, has the entry that it had.  Without memory for one
+ * the chunk is in no queue, and stays. */
 static void enter(lm_budget *b, lm_region *r, uint64_t chunk_idx, unsigned place)
 {
     struct lm__note *note = lm__chunks_note(&r->chunks, chunk_idx);
     struct entry entry = {r->charges.member, chunk_idx};
-    if (!note || push(queue_of(b, place), entry) != 0)
+    unsigned bit = 1u << (place - LM_PLACE_NEW);
+    if (!note || (!(note->entries & bit) && push(queue_of(b, place), entry) != 0))
         return;
-    entry.member->entries++;
+    entry.member->entries += !(note->entries & bit);
+    note->entries |= bit & 3;
     set_place(b, r, note, place);
 }
 
@@ -228,9 +235,9 @@ static int is_pinned(const lm_region *r, uint64_t chunk_idx)
 static int can_go(const lm_region *r, uint64_t chunk_idx, int may_spill)
 {
     enum lm__chunk_state state = lm__chunks_state(&r->chunks, chunk_idx);
-    int is_unneeded =
-        state == LM_CHUNK_CLEAN ||
-        (state == LM_CHUNK_DIRTY && may_spill && r->charges.budget->spill);
+    int is_written = state == LM_CHUNK_DIRTY || state == LM_CHUNK_SAVED;
+    int is_unneeded = state == LM_CHUNK_CLEAN ||
+                      (is_written && may_spill && r->charges.budget->spill);
     return is_unneeded && !is_pinned(r, chunk_idx) &&
            (!r->is_writable || r->tracking == LM_TRACK_PROTECT);
 }
@@ -248,7 +255,7 @@ static void take_neighbours(lm_budget *b, struct queue *q, int may_spill,
             next % unit == 0 || queue_of(b, note->place) != q || note->lives > 0 ||
             !can_go(v->region, next, may_spill))
             return;
-        entry_free(pop(q));
+        entry_free(b, q, pop(q));
         set_place(b, v->region, note, LM_PLACE_NONE);
         v->run.count++;
     }
@@ -260,7 +267,7 @@ static int take_from(lm_budget *b, struct queue *q, int may_spill, struct lm__vi
         struct entry e = pop(q);
         struct lm__note *note = note_of(&e);
         if (!note || queue_of(b, note->place) != q) { /* it has left, or comes again */
-            entry_free(e);
+            entry_free(b, q, e);
         } else if (note->lives > 0) {
             note->lives--;
             push(q, e); /* into the place that pop() has left */
@@ -273,7 +280,7 @@ static int take_from(lm_budget *b, struct queue *q, int may_spill, struct lm__vi
             v->run = (struct lm__run){e.chunk_idx, 1};
             set_place(b, v->region, note, LM_PLACE_NONE);
             take_neighbours(b, q, may_spill, v);
-            entry_free(e);
+            entry_free(b, q, e);
             return 1;
         }
     }
@@ -411,7 +418,7 @@ static void drop_locked(lm_budget *b)
     *at = b->next;
     for (int i = 0; i < 2; i++) {
         while (b->queues[i].count > 0)
-            entry_free(pop(&b->queues[i]));
+            entry_free(b, &b->queues[i], pop(&b->queues[i]));
         free(b->queues[i].ring);
     }
     if (b->spill)

@@ -2,7 +2,7 @@
  * evict.c - giving the memory of chunks back: when it is asked for, or there is no room for others.
  *
  *   CLEAN --claim--> FILLING --pages dropped, uncharged--> ABSENT: the next touch fills it again
- *   DIRTY --claim--> REFILLING --copied, spilled, the same--> SPILLED: likewise
+ *   DIRTY, SAVED --claim--> REFILLING --copied, spilled, the same--> SPILLED: likewise
  *
  * Who needs room makes it himself, or comes again later, when chunks may be dropped that may not
  * now.  The evictor, a thread of its own, spills, and keeps a little room free.
@@ -112,14 +112,20 @@ static int spill_bytes(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scr
     return rc;
 }
 
-/* DIRTY chunks of a run become the caller's, and nobody can write to them: REFILLING. */
-static uint64_t claim_dirty(lm_region *r, struct lm__run run)
+/* A SAVED chunk is the file's only with the commit. */
+static int claim_written(lm_region *r, uint64_t chunk_idx)
+{
+    return lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_DIRTY) > 0 ||
+           lm__chunks_claim(&r->chunks, chunk_idx, LM_CHUNK_SAVED) > 0;
+}
+
+/* Written chunks of a run become the caller's, and nobody can write to them: REFILLING. */
+static uint64_t claim_run(lm_region *r, struct lm__run run)
 {
     struct lm__run claimed = {run.first, 0};
     if (!lm__writes_try_pause(r))
         return 0;
-    while (claimed.count < run.count &&
-           lm__chunks_claim(&r->chunks, run.first + claimed.count, LM_CHUNK_DIRTY) > 0)
+    while (claimed.count < run.count && claim_written(r, run.first + claimed.count))
         claimed.count++;
     struct lm__span span = lm__region_run_span(r, claimed);
     int is_protected =
@@ -133,17 +139,18 @@ static uint64_t claim_dirty(lm_region *r, struct lm__run run)
 /* Returns how many chunks are SPILLED now, from the run's first on. */
 static uint64_t spill(lm_region *r, struct lm__run run, struct lm__scratch *scratch)
 {
-    uint64_t count = claim_dirty(r, run), spilled = 0;
+    uint64_t count = claim_run(r, run), spilled = 0;
     int rc = 0;
     for (uint64_t i = 0; i < count; i++) {
         struct lm__run one = {run.first + i, 1};
         if (rc == 0 && !lm__chunks_extent(&r->chunks, one.first)) /* written since */
             rc = spill_bytes(r, one.first, scratch);
-        if (rc == 0)
+        int is_spilled = lm__chunks_extent(&r->chunks, one.first) != NULL;
+        if (is_spilled)
             drop(r, one);
         else
             lm__run_abandon(r, one); /* DIRTY again */
-        spilled += rc == 0;
+        spilled += (uint64_t)is_spilled;
     }
     return spilled;
 }

@@ -13,6 +13,8 @@
 
 #define NO_MEMORY_RETRIES 5
 #define ZEROS_BYTES       65536
+#define COMPLETE_TRIES    200
+#define ROOM_TRIES        40 /* of 0.05 ms: a snapshot may need the worker, to make room */
 
 /* ---- filling --------------------------------------------------------------------------------- */
 
@@ -215,6 +217,28 @@ static int is_to_be_kept(lm_region *r, struct lm__run run, enum lm__chunk_state 
     return 0;
 }
 
+/* Pages that were lent to a chunk while it was filled are gone by now.  What is missing later is
+ * taken from the base, so of a chunk that came from the spill file nothing may be.  Else it is put
+ * back there, with an error. */
+static int complete(lm_region *r, struct lm__run run, struct lm__block *block,
+                    struct manner *manner, struct lm_error *err)
+{
+    struct lm__span span = lm__region_run_span(r, run);
+    int rc = 0;
+    for (int tries = 0; rc == 0 && !lm__pages_are_present(span.addr, span.bytes);
+         tries++)
+        rc = tries < COMPLETE_TRIES
+                 ? install(r, span, *block, manner, err)
+                 : lm__fail(err, lm__error(LM_E_LOST_MAPPING, "mapping"));
+    if (rc == 0)
+        return 0;
+    lm__pages_drop(span.addr, span.bytes);
+    if (rc == DROPPED)
+        rc = lm__fail(err, lm__error(LM_E_LOST_MAPPING, "mapping"));
+    lm__region_blame(r, run.first, err);
+    return rc;
+}
+
 /* Fill chunks that the caller has claimed in state `from`.  On failure they still are. */
 static int fill_run(lm_region *r, struct lm__run run, enum lm__chunk_state from,
                     struct lm__scratch *scratch, struct lm_error *err)
@@ -260,6 +284,10 @@ static int fill_run(lm_region *r, struct lm__run run, enum lm__chunk_state from,
         lm__interrupt_end(scratch->toucher_tid);
     }
     await_taken_back(r);
+    if (is_spilled && (rc = complete(r, run, &block, &manner, err)) != 0) {
+        lm__budget_uncharge(r, run, 0);
+        return rc;
+    }
     if (lm__chunk_is_away(from))
         lm__budget_filled(r, run);
     for (uint64_t i = 0; i < run.count; i++)
@@ -295,8 +323,7 @@ int lm__fill(lm_region *r, uint64_t chunk_idx, enum lm__chunk_state from,
 
 /* ---- ahead ------------------------------------------------------------------------------------- */
 
-/* 1 if there is nothing left to do, 0 if another thread is filling the chunk, or there is no room
- * for it now. */
+/* 1 if there is nothing left to do, 0 if another thread is filling the chunk. */
 static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch,
                      int *rc, struct lm_error *err)
 {
@@ -315,10 +342,9 @@ static int try_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scrat
     if (lm_load_seq_cst(&r->lost) ||
         (*rc = lm__fill(r, chunk_idx, from, scratch, err)) < 0)
         lm__run_abandon(r, (struct lm__run){chunk_idx, 1});
-    int is_late = *rc == LM_LATER;
-    if (*rc == LM_E_CLOSED || is_late)
+    if (*rc == LM_E_CLOSED)
         *rc = 0;
-    return !is_late || scratch->is_cached_only;
+    return 1;
 }
 
 static int try_ahead_in_gate(lm_region *r, uint64_t chunk_idx,
@@ -334,10 +360,14 @@ int lm__fill_ahead(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch
                    struct lm_error *err)
 {
     const struct timespec pause = {.tv_nsec = 50000};
-    int rc;
-    while (!try_ahead_in_gate(r, chunk_idx, scratch, &rc, err))
-        nanosleep(&pause, NULL);
-    return rc;
+    int rc, tries = 0;
+    do {
+        if (tries++ > 0)
+            nanosleep(&pause, NULL);
+        while (!try_ahead_in_gate(r, chunk_idx, scratch, &rc, err))
+            nanosleep(&pause, NULL);
+    } while (rc == LM_LATER && tries < ROOM_TRIES && !scratch->is_cached_only);
+    return rc == LM_LATER ? 0 : rc;
 }
 
 int lm__fill_readahead(lm_region *r, uint64_t chunk_idx, int is_write,
@@ -348,7 +378,7 @@ int lm__fill_readahead(lm_region *r, uint64_t chunk_idx, int is_write,
         lm__object_is_zero(r->object, chunk_idx, scratch) == 1)
         return 0;
     try_ahead_in_gate(r, chunk_idx, scratch, &rc, err);
-    return rc;
+    return rc == LM_LATER ? 0 : rc;
 }
 
 /* All of them, if all are ABSENT and none is zero: those are to take no memory. */

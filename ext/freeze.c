@@ -156,9 +156,13 @@ static void help(struct lm__freeze *f, const struct hint *hint)
         free(copy);
     else
         keep_copy(f, item, copy, span.bytes);
-    /* It was most likely a writer who asked. */
-    if (lm__chunks_move(&r->chunks, hint->chunk_idx, LM_CHUNK_SAVED, LM_CHUNK_DIRTY))
-        lm__uffd_protect(span.addr, span.bytes, 0);
+    /* It was most likely a writer who asked.  Where writes are paused, he will again. */
+    if (lm__writes_begin(r)) {
+        if (lm__chunks_move(&r->chunks, hint->chunk_idx, LM_CHUNK_SAVED,
+                            LM_CHUNK_DIRTY))
+            lm__uffd_protect(span.addr, span.bytes, 0);
+        lm__writes_end(r);
+    }
     lm__waiters_wake(span);
 }
 

@@ -66,6 +66,7 @@ int lm__pages_can_be_huge(void);
 void lm__pages_drop(uintptr_t addr, size_t bytes);
 /* 1 if the page tables have the page of `addr`, or it is in the swap cache. */
 int lm__page_is_present(uintptr_t addr);
+int lm__pages_are_present(uintptr_t addr, size_t bytes); /* whole pages */
 /* 1 if who touches the page gets SIGBUS: see lm__uffd_poison(). */
 int lm__page_is_poisoned(uintptr_t addr);
 /* 1 if all pages of a range are the system's page of zeros; 0 if not, or if that can't be told:
@@ -528,12 +529,13 @@ int lm__chunks_set_extent(struct lm__chunks *chunks, uint64_t idx,
                           struct lm__extent *extent);
 void lm__chunks_drop_extent(const struct lm__chunks *chunks, uint64_t idx);
 
-enum { LM_NOTE_STAMP_BITS = 24 };
+enum { LM_NOTE_STAMP_BITS = 22 };
 
 /* What budget.c remembers of a chunk, under its lock. */
 struct lm__note {
-    uint32_t place : 2; /* enum lm__place */
-    uint32_t level : 3; /* how often it came back soon */
+    uint32_t place : 2;   /* enum lm__place */
+    uint32_t entries : 2; /* which queues have an entry of it, maybe of before */
+    uint32_t level : 3;   /* how often it came back soon */
     uint32_t lives : 3;
     uint32_t stamp : LM_NOTE_STAMP_BITS; /* when it was dropped */
 };
@@ -1083,7 +1085,8 @@ int lm__fill_in_place(lm_region *region, uint64_t chunk_idx,
                       struct lm__scratch *scratch, struct lm_error *err);
 /* Put a chunk that was claimed in state `from` back into it. */
 void lm__fill_unclaim(lm_region *region, uint64_t chunk_idx, enum lm__chunk_state from);
-/* Fill a chunk nobody waits for, or wait until another thread has.  0 also if it is resident. */
+/* Fill a chunk nobody waits for, or wait until another thread has.  0 also if it is resident, or if
+ * there is no room for it, which is left to who touches it. */
 int lm__fill_ahead(lm_region *region, uint64_t chunk_idx, struct lm__scratch *scratch,
                    struct lm_error *err);
 /* The same, but a chunk that another thread fills is left to it, and one of zeros to somebody

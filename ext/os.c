@@ -90,12 +90,26 @@ void lm__pages_drop(uintptr_t addr, size_t bytes)
     madvise((void *)addr, bytes, MADV_DONTNEED);
 }
 
+int lm__pages_are_present(uintptr_t addr, size_t bytes)
+{
+    enum { AT_ONCE = 1024 };
+    unsigned char present[AT_ONCE];
+    for (size_t done = 0, count; done < bytes; done += count * lm__page_bytes()) {
+        count = (bytes - done) / lm__page_bytes();
+        count = count < AT_ONCE ? count : AT_ONCE;
+        if (mincore((void *)(addr + done), count * lm__page_bytes(), present) < 0)
+            return 0;
+        for (size_t i = 0; i < count; i++)
+            if (!(present[i] & 1))
+                return 0;
+    }
+    return 1;
+}
+
 int lm__page_is_present(uintptr_t addr)
 {
-    unsigned char present = 0;
-    size_t page_bytes = lm__page_bytes();
-    mincore((void *)lm__round_down(addr, page_bytes), page_bytes, &present);
-    return present & 1;
+    return lm__pages_are_present(lm__round_down(addr, lm__page_bytes()),
+                                 lm__page_bytes());
 }
 
 #ifndef MADV_POPULATE_READ /* since Linux 5.14, and poison since 6.6 */

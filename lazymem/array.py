@@ -211,7 +211,9 @@ class LazyArray(np.ndarray[Any, Any]):
 
         Notes
         -----
-        Of a view, all chunks between its first and its last byte are filled.
+        Of a view, all chunks between its first and its last byte are filled.  While a
+        memory limit is taken up by what may not be dropped, what has no room is left
+        out, and filled when it is touched.
         """
         binding = self._bound()
         if binding.region is not None:

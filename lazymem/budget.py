@@ -69,16 +69,18 @@ def new_budget(limit: Limit, spill: Spill) -> _engine.BudgetHandle | None:
     FileNotFoundError, NotADirectoryError
         If there is no such folder for what is spilled.
     """
-    folder = _spill_folder() if spill is None else os.path.abspath(spill)
+    folder = spill_folder(spill)
     if not stat.S_ISDIR(os.stat(folder).st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "spill must be a folder", folder)
     if limit is None:
         return None
-    return _engine.BudgetHandle(limit_bytes(limit), os.fsdecode(folder))
+    return _engine.BudgetHandle(limit_bytes(limit), folder)
 
 
-def _spill_folder() -> str:
-    """Return a folder for large files: ``/tmp`` is memory on many a system."""
+def spill_folder(spill: Spill) -> str:
+    """Return the folder for what has no room: ``/tmp`` is memory on many a system."""
+    if spill is not None:
+        return os.path.abspath(os.fsdecode(spill))
     asked = os.environ.get("TMPDIR")
     if asked or not os.access("/var/tmp", os.W_OK):
         import tempfile  # not for those who need no limit

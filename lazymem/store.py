@@ -19,7 +19,7 @@ from lazymem import _engine, diff, files, history, manifest
 from lazymem.array import LazyArray, bind, closed_error
 from lazymem.arrays import Mode, OnError, OpenArrays, Pages
 from lazymem.attrs import Attrs, Change
-from lazymem.budget import new_budget
+from lazymem.budget import new_budget, spill_folder
 from lazymem.encoding import Encoding
 from lazymem.errors import LazyMemError, LazyMemWarning, LockError, ObjectNotFoundError
 from lazymem.progress import Progress, meter
@@ -70,8 +70,8 @@ class Store(Mapping[str, LazyArray]):
         Huge pages for its arrays, as for :func:`lazymem.open`.
     spill : str or path-like, optional
         A folder for what snapshots hold, in a file without a name, which goes with the
-        store; default: memory.  And for what has no room within `limit`, as for
-        :func:`lazymem.open`.
+        store; and for what has no room within `limit`.  Default: memory, or, where
+        there is a limit, as for :func:`lazymem.open`.
     limit : int or str, optional
         How much memory its arrays may have, as for :func:`lazymem.open`.
 
@@ -98,7 +98,7 @@ class Store(Mapping[str, LazyArray]):
         _check_pages(pages)
         _engine.start_pager()
         bound = new_budget(limit, spill)
-        handle = _open_in_memory(spill)
+        handle = _open_in_memory(spill_folder(spill) if bound else spill)
         self._open(handle, "r+", None, "raise", pages, None, bound, spill)
 
     def _open(

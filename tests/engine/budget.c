@@ -129,6 +129,22 @@ static void test_what_is_spilled_outlives_its_budget(void)
     file_is_right(g_data);
 }
 
+/* What is missing of a chunk is taken from the file, which does not have what was spilled: so all
+ * pages must have come, also where some were another's for a while. */
+static void test_no_page_is_missing_of_what_comes_back(void)
+{
+    size_t chunk = 0;
+    write_all(g_data, 3);
+    while (lm__chunks_state(&g_data->region->chunks, chunk) != LM_CHUNK_SPILLED)
+        chunk++;
+    lm_inject(LM_INJECT_UFFD_COPY, 0, 7, EEXIST);
+    put(g_data, chunk * g_chunk, "once more", 9);
+    lm_inject(LM_INJECT_UFFD_COPY, 0, 0, 0);
+    memory_is_right(g_data);
+    snapshot_all();
+    file_is_right(g_data);
+}
+
 /* Where nothing can be spilled, what was written stays, and who needs room is told. */
 static void test_without_a_spill_file_it_is_an_error(void)
 {
@@ -166,6 +182,7 @@ int main(void)
     test_reading_is_charged_and_dropping_is_not();
     test_space_is_used_again();
     test_what_is_spilled_outlives_its_budget();
+    test_no_page_is_missing_of_what_comes_back();
     test_without_a_spill_file_it_is_an_error();
     store_close();
     lm_budget_close(g_budget);
