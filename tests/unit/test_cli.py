@@ -170,10 +170,7 @@ def test_pack_of_missing_file_exits_1_and_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_unpack_gives_back_the_very_npy_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(cli, "_BLOCK_BYTES", 3 * CHUNK_BYTES)  # several blocks
+def test_unpack_gives_back_the_very_npy_file(tmp_path: Path, name: str) -> None:
     source = tmp_path / f"{name}.npy"
     np.save(source, ARRAYS[name])
     store, folder = tmp_path / "s.lzm", tmp_path / "out"
