@@ -466,9 +466,11 @@ class Store(Mapping[str, LazyArray]):
             Its key in the store.  An object of that name is replaced: arrays of it that
             are held raise ClosedError when touched.
         value : array_like or path
-            An array, a memory map, or the path of a ``.npy`` file.
+            An array, a memory map, or the path of a file that holds one, of a format
+            that :func:`lazymem.save` reads.
         attrs : mapping, optional
-            JSON attributes.  Those of an object that is replaced are gone.
+            JSON attributes; default: those of the file.  Those of an object that is
+            replaced are gone.
         codec, level, chunk_bytes, shuffle : optional
             As for :func:`lazymem.save`.  Default for codec and level: those of the
             object that is replaced, if there is one.

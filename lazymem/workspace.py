@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lazymem import _engine, files, history, manifest, sources
+from lazymem import _engine, files, history, inputs, manifest
 from lazymem.array import LazyArray, closed_error
 from lazymem.attrs import Attrs, Change
 from lazymem.encoding import Encoding, default_layout, unseen_layout
@@ -219,7 +219,8 @@ class Workspace:
         what = f"store[{name!r}] = ..."
         self.check(what)
         with ExitStack() as stack:
-            source = sources.from_value(value, name, stack)
+            source = inputs.from_value(value, name, stack)
+            attrs = source.attrs if attrs is None else attrs
             stack.enter_context(self._my_turn(what))
             how = self._encoding_for(name, encoding)
             info = describe(name, source, default_layout(how, source.dtype), attrs)

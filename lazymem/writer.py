@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lazymem import _engine, files, manifest, sources
+from lazymem import _engine, files, inputs, manifest, sources
 from lazymem.encoding import Encoding, Layout, choose_layout, default_layout
 from lazymem.manifest import ObjectInfo
 from lazymem.progress import Meter, Progress, meter
@@ -306,7 +306,7 @@ class Writer:
 
     def _add(self, name: str, source: Source, m: Meter) -> None:
         """Write a whole object."""
-        self._create(name, source, None)._write_all(source, m)
+        self._create(name, source, source.attrs)._write_all(source, m)
         self._finish(name)
 
     def _finish(self, name: str) -> None:
@@ -372,7 +372,8 @@ def save(
     shuffle: bool | int | None = None,
     attrs: Mapping[str, Any] | None = None,
     progress: Progress = None,
-    **named: npt.ArrayLike,
+    only: str | Sequence[str] | None = None,
+    **named: npt.ArrayLike | os.PathLike[str],
 ) -> int:
     """Save arrays to a store file.
 
@@ -382,8 +383,10 @@ def save(
         The file; replaced if it exists, all at once when the new one is complete.
     arrays : mapping, array_like, or path(s), optional
         A mapping from names to arrays; or one array, which is named ``arr_0``; or the
-        path of a ``.npy`` file, named by its stem, or of a ``.npz`` file, or a list of
-        paths. Values of a mapping may be paths of ``.npy`` files as well.
+        path of a file, or a list of paths.  Files may be ``.npy``, ``.npz``, HDF5,
+        Zarr, safetensors, Parquet, Arrow or TIFF; objects are named as in them, or by
+        the stem of a file whose array has no name.  Values of a mapping may be paths as
+        well; the objects of a file that holds several are then ``name/object``.
     codec : {"zstd", "lz4", "none"}, optional
         zstd is smaller, lz4 quicker to read and write.
     level : int, optional
@@ -398,7 +401,9 @@ def save(
         JSON attributes of the store.
     progress : bool or callable, optional
         True for a bar, or a function of (bytes done, bytes in all).
-    **named : array_like
+    only : str or sequence of str, optional
+        Of files: the objects whose names match one of these patterns, as of a shell.
+    **named : array_like or path-like
         More arrays by name.
 
     Returns
@@ -410,6 +415,10 @@ def save(
     ------
     TypeError
         If an array's dtype holds Python objects.
+    FormatError
+        If a file is damaged, of no known format, or holds nulls where its values can't.
+    ImportError
+        If a format's library is not installed; says what to install.
     OSError
         If the file can't be written; what was there before stays.
 
@@ -418,6 +427,10 @@ def save(
     Uses all cores, and memory for a few blocks, however large the arrays: memory maps
     and files are read piece by piece.  A save that is interrupted leaves the old file,
     or none.
+
+    Attributes of files and of the arrays in them are kept, those of the file as the
+    store's; names of dimensions as the attribute ``dims``.  A LazyMemWarning lists what
+    a store can't hold, such as columns of text.
 
     Examples
     --------
@@ -430,7 +443,7 @@ def save(
         if isinstance(arrays, Mapping) and name in arrays:
             raise ValueError(f"two objects are named {name!r}")
     with ExitStack() as stack:
-        found = sources.collect(arrays, named, stack)
+        found, file_attrs = inputs.collect(arrays, named, only, stack)
         total = sum(source.nbytes for source in found.values())
         m = stack.enter_context(
             meter(progress, total, f"save {os.path.basename(os.fspath(path))}")
@@ -442,7 +455,7 @@ def save(
                 level=level,
                 chunk_bytes=chunk_bytes,
                 shuffle=shuffle,
-                attrs=attrs,
+                attrs={**file_attrs, **manifest.check_attrs(attrs, "the store")},
             )
         )
         for name, source in found.items():

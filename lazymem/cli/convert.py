@@ -3,28 +3,71 @@
 
 from __future__ import annotations
 
+import math
 import os
-import secrets
 import time
-from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from rich.filesize import decimal
 
 import lazymem as lm
-from lazymem import _engine
+from lazymem import _engine, formats
 from lazymem.cli.app import cli
 from lazymem.cli.options import (
     at_option,
     byte_count,
     file_argument,
     json_option,
+    names_argument,
     open_at,
 )
 from lazymem.cli.show import bars, one_line, print_facts, print_json, printable, ratio
-from lazymem.progress import Meter, meter
+from lazymem.formats.export import export
+from lazymem.progress import meter
+from lazymem.sources import check_dtype
+
+
+def _extents(
+    _: click.Context, __: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """Read a shape, as in 100,200."""
+    if value is None:
+        return None
+    try:
+        shape = tuple(int(text) for text in value.split(",") if text)
+        if min(shape, default=0) >= 0:
+            return shape
+    except ValueError:
+        pass
+    raise click.BadParameter(f"{value!r} is no shape: try 100,200")
+
+
+def _raw(
+    path: str, dtype: str, shape: tuple[int, ...] | None, offset: int
+) -> np.ndarray[Any, Any]:
+    """Map a file of raw binary, all of it.
+
+    Raises
+    ------
+    ValueError
+        If its length is not that of the array.
+    """
+    of = np.dtype(dtype)
+    check_dtype(of, path)
+    nbytes = os.path.getsize(path) - offset
+    if shape is None:
+        shape = (nbytes // max(1, of.itemsize),)
+    expected = math.prod(shape) * of.itemsize
+    if nbytes != expected:
+        raise ValueError(
+            f"{path}: {nbytes} bytes of data, but {shape} of {of} take {expected}"
+        )
+    if nbytes == 0:
+        return np.empty(shape, of)
+    return np.memmap(path, of, "r", offset, shape)
 
 
 @cli.command()
@@ -52,6 +95,15 @@ from lazymem.progress import Meter, meter
     default=None,
     help="Byte shuffle by element.  Default: by trial on the data.",
 )
+@click.option(
+    "--only",
+    metavar="PATTERN",
+    multiple=True,
+    help="Take only the objects whose names match, as in a shell; may be repeated.",
+)
+@click.option("--dtype", help="SRC is raw binary of this type, such as f4 or >i2.")
+@click.option("--shape", callback=_extents, help="Of raw binary, as in 100,200.")
+@click.option("--offset", type=int, default=0, help="Bytes before raw binary.")
 @json_option
 def pack(
     out: str,
@@ -60,23 +112,35 @@ def pack(
     level: int | None,
     chunk_bytes: int | None,
     shuffle: bool | None,
+    only: tuple[str, ...],
+    dtype: str | None,
+    shape: tuple[int, ...] | None,
+    offset: int,
     as_json: bool,
 ) -> None:
-    """Pack .npy and .npz files SRC... into the store OUT.
+    """Pack files SRC... into the store OUT.
 
-    OUT is replaced if it exists, all at once when the new store is complete.
+    SRC may be .npy, .npz, HDF5, Zarr, safetensors, Parquet, Arrow and TIFF, each read
+    piece by piece; with --dtype raw binary.  OUT is replaced if it exists, all at once
+    when the new store is complete.
     """
-    if out.endswith((".npy", ".npz")):
+    if formats.of_suffix(out):
         raise click.UsageError(f"OUT comes first, and {out} does not look like a store")
+    if dtype is None and (shape is not None or offset):
+        raise click.UsageError("--shape and --offset are for raw binary: add --dtype")
+    arrays: object = list(src)
+    if dtype is not None:
+        arrays = {Path(path).stem: _raw(path, dtype, shape, offset) for path in src}
     start = time.perf_counter()
     try:
         file_bytes = lm.save(
             out,
-            list(src),
+            arrays,
             codec=codec,
             level=level,
             chunk_bytes=chunk_bytes,
             shuffle=shuffle,
+            only=only or None,
             progress=bars(),
         )
     except TypeError as exc:  # a dtype that can't be stored
@@ -110,14 +174,14 @@ def pack(
 
 @cli.command()
 @file_argument
-@click.argument("names", nargs=-1)
+@names_argument
 @click.option(
     "--to",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    "target",
+    type=click.Path(path_type=Path),
     default=".",
     show_default=True,
-    help="The folder to write to; made if missing.",
+    help="A folder for .npy files, made if missing; or a new .npz, .h5 or .zarr.",
 )
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @at_option
@@ -125,77 +189,22 @@ def pack(
 def unpack(
     file: str,
     names: tuple[str, ...],
-    folder: Path,
+    target: Path,
     force: bool,
     at: str | None,
     as_json: bool,
 ) -> None:
-    """Write the objects NAMES of FILE, by default all, as .npy files.
+    """Write the objects NAMES of FILE, by default all, as files of another format.
 
-    An object's name may have slashes, which make folders.
+    An object's name may have slashes, which make folders, or groups.
     """
     with open_at(file, at) as store:
         infos = [store.info(name) for name in dict.fromkeys(names or store)]
-        targets = [_target(folder, info.name) for info in infos]
-        taken = [path for path in targets if os.path.lexists(path)]
-        if taken and not force:
-            raise FileExistsError(
-                f"{taken[0]} exists: --force replaces it"
-                + (f", and {len(taken) - 1} more" if len(taken) > 1 else "")
-            )
         total = sum(info.nbytes for info in infos)
         with meter(bars(), total, f"unpack {os.path.basename(file)}") as m:
-            for info, path in zip(infos, targets, strict=True):
-                _unpack_object(store, info, path, m)
+            paths = export(target, store, infos, m, may_replace=force)
     if as_json:
-        print_json({i.name: str(p) for i, p in zip(infos, targets, strict=True)})
+        print_json({i.name: str(p) for i, p in zip(infos, paths, strict=True)})
     else:
-        for path in targets:
+        for path in dict.fromkeys(paths):
             click.echo(printable(str(path)))
-
-
-def _target(folder: Path, name: str) -> Path:
-    """Return the file of an object, which is inside `folder` whatever the name is.
-
-    Raises
-    ------
-    ValueError
-        If the name leads out of the folder.
-    """
-    parts = name.split("/")
-    inside = not {"", ".", ".."} & set(parts) and "\0" not in name
-    path = folder / f"{PurePosixPath(*parts)}.npy"
-    if not inside or not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"object {name!r}: its name is no path inside {folder}; "
-            "open the store from Python to save it under another"
-        )
-    return path
-
-
-def _unpack_object(store: lm.Store, info: lm.ObjectInfo, path: Path, m: Meter) -> None:
-    """Decode an object block by block into a new file, and put it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
-    try:
-        mapped = np.lib.format.open_memmap(
-            temporary,
-            mode="w+",
-            dtype=info.dtype,
-            shape=info.shape,
-            fortran_order=info.order == "F",
-        )
-        start = mapped.offset
-        del mapped
-        with temporary.open("r+b") as out:
-            out.seek(start)
-            for block in store.blocks(info.name):
-                out.write(block)
-                m.part(len(block))(1, 1)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise

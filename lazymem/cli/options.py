@@ -3,10 +3,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 import lazymem as lm
 
+
+def _object_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of an object of the file that was typed before."""
+    with suppress(lm.LazyMemError, OSError), lm.open(ctx.params["file"]) as store:
+        return [name for name in store if name.startswith(incomplete)]
+    return []
+
+
+name_argument = click.argument("name", required=False, shell_complete=_object_names)
+names_argument = click.argument("names", nargs=-1, shell_complete=_object_names)
 file_argument = click.argument("file", type=click.Path())
 at_option = click.option(
     "--at",

@@ -172,7 +172,7 @@ def test_a_cut_npy_file_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     data = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "a.npy").write_bytes(data[:-1])
     with pytest.raises(
-        ValueError, match=r"a\.npy: the file ends after 119999 of 120000"
+        ValueError, match=r"a\.npy, object 'a': it ends after 119999 of 120000"
     ):
         lm.save(tmp_path / "s.lzm", tmp_path / "a.npy")
     assert os.listdir(tmp_path) == ["a.npy"]

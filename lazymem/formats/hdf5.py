@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""HDF5 files, and with them netCDF 4 and MATLAB 7.3, by h5py."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lazymem.formats.chunked import chunk_shape, slabs, sliced_blocks
+from lazymem.formats.contents import (
+    DIMS,
+    Contents,
+    damaged,
+    library,
+    naming,
+    with_dims,
+)
+from lazymem.sources import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from contextlib import ExitStack
+
+    import lazymem as lm
+    from lazymem.progress import Meter
+
+_DIMENSION_SCALES = {"DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS"}
+"""Attributes in which HDF5 keeps the names of dimensions, as references."""
+
+
+def open_file(path: str, stack: ExitStack) -> Contents:
+    """Open an HDF5 file; its datasets are named by their paths in it."""
+    h5py = library("h5py", "hdf5")
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401 - more compression filters, if it is there
+    contents = Contents(path)
+    with naming(path):
+        file = stack.enter_context(h5py.File(path, "r"))
+        contents.attrs = contents.json_attrs(file.attrs)
+        for name, obj in _walk(h5py, file, contents, {_address(h5py, file)}):
+            if isinstance(obj, h5py.Group):
+                attrs = contents.json_attrs(obj.attrs, name)
+                if attrs:
+                    contents.attrs[f"{name}/"] = attrs
+            elif isinstance(obj, h5py.Dataset):
+                with naming(path, name):
+                    _add(h5py, contents, name, obj)
+    return contents
+
+
+def _walk(
+    h5py: Any, group: Any, contents: Contents, seen: set[Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Visit what hangs in a group, once, and follow no link to other files."""
+    for key in group:
+        name, link = prefix + key, group.get(key, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            contents.left_out[name] = f"a link to another file, {link.filename}"
+        elif isinstance(link, h5py.SoftLink):
+            contents.left_out[name] = f"a link to {link.path}"
+        else:
+            with naming(contents.path, name):
+                obj = group[key]
+                address = _address(h5py, obj)
+            if address in seen:
+                contents.left_out[name] = "another name of something in the file"
+                continue
+            seen.add(address)
+            yield name, obj
+            if isinstance(obj, h5py.Group):
+                yield from _walk(h5py, obj, contents, seen, f"{name}/")
+
+
+def _address(h5py: Any, obj: Any) -> Any:
+    return h5py.h5o.get_info(obj.id).addr
+
+
+def _add(h5py: Any, contents: Contents, name: str, dataset: Any) -> None:
+    dtype = _bare(dataset.dtype)
+    if dtype.hasobject:
+        what = (
+            "texts of any length" if h5py.check_string_dtype(dataset.dtype) else dtype
+        )
+        contents.left_out[name] = f"{what}"
+    elif dataset.shape is None:
+        contents.left_out[name] = "it has no data space"
+    elif dataset.external:
+        contents.left_out[name] = "its data are in another file"
+    else:
+        for source in dataset.virtual_sources() if dataset.is_virtual else ():
+            _check_virtual(contents.path, name, source.file_name)
+        raw = {k: v for k, v in dataset.attrs.items() if k not in _DIMENSION_SCALES}
+        attrs = contents.json_attrs(raw, name)
+        enum = h5py.check_enum_dtype(dataset.dtype)
+        if enum:
+            attrs = {"enum": {key: int(value) for key, value in enum.items()}, **attrs}
+        contents.add(
+            name,
+            Source(
+                dataset.shape,
+                dtype,
+                "C",
+                partial(
+                    sliced_blocks,
+                    dataset.__getitem__,
+                    dataset.shape,
+                    dtype,
+                    dataset.chunks,
+                ),
+                attrs=with_dims(attrs, _dims(dataset)),
+            ),
+        )
+
+
+def _check_virtual(path: str, name: str, source: str) -> None:
+    """HDF5 would fill in for a file that is not there."""
+    if source != "." and not os.path.exists(
+        os.path.join(os.path.dirname(path), source)
+    ):
+        raise damaged(path, name, f"its data are in {source}, which is not there")
+
+
+def _dims(dataset: Any) -> list[str | None]:
+    names: list[str | None] = []
+    for dim in dataset.dims:
+        scales = [scale.name.rpartition("/")[2] for scale in dim.values()]
+        names.append(dim.label or (scales[0] if scales else None))
+    return names
+
+
+def _bare(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a dtype without the metadata that h5py puts into it."""
+    bare: Any = dtype.str
+    if dtype.hasobject:
+        bare = dtype
+    elif dtype.subdtype:
+        bare = (_bare(dtype.base), dtype.shape)
+    elif dtype.fields is not None:
+        fields = list(dtype.fields.values())
+        bare = {
+            "names": list(dtype.fields),
+            "formats": [_bare(field[0]) for field in fields],
+            "offsets": [field[1] for field in fields],
+            "itemsize": dtype.itemsize,
+        }
+    return np.dtype(bare)  # type: ignore[no-any-return]
+
+
+# ---- writing -------------------------------------------------------------------------
+
+
+def write(path: str, store: lm.Store, infos: list[lm.ObjectInfo], m: Meter) -> None:
+    """Write objects of a store to a new file, compressed by gzip.
+
+    Raises
+    ------
+    FormatError
+        If an object's dtype or name has no place in HDF5.
+    """
+    h5py = library("h5py", "hdf5")
+    with h5py.File(path, "w") as file:
+        for info in infos:
+            with naming(store.path, info.name):
+                _write_dataset(h5py, file, store, info, m)
+        _write_attrs(file, store.attrs)
+
+
+def _write_dataset(
+    h5py: Any, file: Any, store: lm.Store, info: lm.ObjectInfo, m: Meter
+) -> None:
+    dtype = info.dtype
+    if dtype.kind in "mM":
+        dtype = h5py.opaque_dtype(dtype)
+    options: dict[str, Any] = {}
+    if info.shape and info.nbytes:
+        options = {
+            "chunks": chunk_shape(info),
+            "compression": "gzip",
+            "compression_opts": 1,
+            "shuffle": True,
+        }
+    dataset = file.create_dataset(info.name, info.shape, dtype, **options)
+    if info.nbytes:
+        for index, slab in slabs(store, info):
+            dataset[index] = slab.view(dtype)
+            m.part(slab.nbytes)(1, 1)
+    attrs = dict(info.attrs)
+    for dim, name in zip(dataset.dims, attrs.pop(DIMS, ())):
+        dim.label = name or ""
+    _write_attrs(dataset, attrs)
+
+
+def _write_attrs(obj: Any, attrs: Mapping[str, Any]) -> None:
+    """Write attributes, those of groups to them; what HDF5 has no type for as JSON."""
+    for key, value in attrs.items():
+        group = obj.get(key[:-1]) if key.endswith("/") else None
+        if group is not None and isinstance(value, dict):
+            _write_attrs(group, value)
+            continue
+        try:
+            obj.attrs[key] = json.dumps(value) if value is None else value
+        except TypeError:
+            obj.attrs[key] = json.dumps(value)
