@@ -5,7 +5,15 @@ Data go to stdout, prose and bars to stderr.  What goes wrong is one line, never
 traceback.
 """
 
-from lazymem.cli import content, convert, demo, doctor, history
+from lazymem.cli import completion, content, convert, demo, doctor, history
 from lazymem.cli.app import cli
 
-__all__ = ["cli", "content", "convert", "demo", "doctor", "history"]
+__all__ = [
+    "cli",
+    "completion",
+    "content",
+    "convert",
+    "demo",
+    "doctor",
+    "history",
+]

@@ -27,6 +27,10 @@ _FAILURES = (
     zlib.error,
     CalledProcessError,
 )
+_NEXT_STEPS = (
+    (lm.NotAStoreError, "'lazymem pack' makes a store of another file"),
+    (lm.ChecksumError, "'lazymem verify' lists all that is damaged"),
+)
 
 
 class _Verbs(click.Group):
@@ -41,7 +45,9 @@ class _Verbs(click.Group):
             except KeyboardInterrupt:
                 ctx.exit(_EXIT_INTERRUPTED)
             except _FAILURES as exc:
-                raise click.ClickException(one_line(exc)) from exc
+                steps = (step for kind, step in _NEXT_STEPS if isinstance(exc, kind))
+                text = "; ".join([one_line(exc), *steps])
+                raise click.ClickException(text) from exc
             except OSError as exc:
                 if exc.errno == errno.EPIPE:
                     raise  # the reader of stdout has gone: click knows

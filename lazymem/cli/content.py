@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.filesize import decimal
+from rich.tree import Tree
 
 import lazymem as lm
 from lazymem.cli.app import EXIT_DAMAGED, cli
-from lazymem.cli.options import at_option, file_argument, json_option, open_at
+from lazymem.cli.options import (
+    at_option,
+    file_argument,
+    json_option,
+    name_argument,
+    open_at,
+)
 from lazymem.cli.show import (
     bars,
     cells,
@@ -22,6 +31,16 @@ from lazymem.cli.show import (
     print_table,
     ratio,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.text import Text
+
+_MOST_ROWS = 100
+"""Of objects, shown for a group."""
+_MOST_LETTERS = 60
+"""Of an attribute's value."""
 
 
 def _object_json(info: lm.ObjectInfo) -> dict[str, Any]:
@@ -56,17 +75,64 @@ def ls(file: str, at: str | None, as_json: bool) -> None:
 
 @cli.command()
 @file_argument
-@click.argument("name", required=False)
+@name_argument
 @at_option
 @json_option
 def info(file: str, name: str | None, at: str | None, as_json: bool) -> None:
-    """Show facts about FILE, or about its object NAME."""
+    """Show facts about FILE and the tree of its objects, or about its object NAME."""
     with open_at(file, at) as store:
         facts = _object_json(store.info(name)) if name else _store_facts(store)
+        tree = None if name or as_json else _tree(store)
     if as_json:
         print_json(facts)
-    else:
-        print_facts(facts)
+        return
+    if tree is not None:
+        del facts["attrs"]
+    print_facts(facts)
+    if tree is not None:
+        click.echo()
+        print_table(tree)
+
+
+def _tree(store: lm.Store) -> Tree:
+    """Return the objects, with attributes, in the groups that their names make."""
+    root = Tree(_text(store.path))
+    _add_attrs(root, store.attrs)
+    groups, rows = {"": root}, Counter[str]()
+    for name in store:
+        parent, _, leaf = name.rpartition("/")
+        rows[parent] += 1
+        if rows[parent] > _MOST_ROWS:
+            continue
+        info = store.info(name)
+        sizes = f"{decimal(info.nbytes)}, {decimal(info.stored_bytes)} stored"
+        label = f"{leaf}  {info.shape} {info.dtype}, {sizes}"
+        _add_attrs(_group(groups, parent).add(_text(label)), info.attrs)
+    for parent, count in rows.items():
+        if count > _MOST_ROWS:
+            more = f"and {count - _MOST_ROWS} more: lazymem ls shows all"
+            _group(groups, parent).add(_text(more))
+    return root
+
+
+def _group(groups: dict[str, Tree], name: str) -> Tree:
+    if name not in groups:
+        parent, _, leaf = name.rpartition("/")
+        groups[name] = _group(groups, parent).add(_text(f"{leaf}/"))
+    return groups[name]
+
+
+def _add_attrs(node: Tree, attrs: Mapping[str, Any]) -> None:
+    for key, value in attrs.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if len(text) > _MOST_LETTERS:
+            text = f"{text[:_MOST_LETTERS]}..."
+        node.add(_text(f"@{key}: {text}"))
+
+
+def _text(label: str) -> Text:
+    (text,) = cells(label)
+    return text
 
 
 def _store_facts(store: lm.Store) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rich.tree import Tree
+
 _WIDE = 10_000
 """Columns of a table that nobody looks at in a terminal: nothing is cut off."""
 
@@ -43,8 +45,8 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_table(table: Table) -> None:
-    """Print a table, whole where it is not for a terminal."""
+def print_table(table: Table | Tree) -> None:
+    """Print a table or a tree, whole where it is not for a terminal."""
     width = None if sys.stdout.isatty() else _WIDE
     Console(width=width, highlight=False).print(table)
 

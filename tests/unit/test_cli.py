@@ -316,6 +316,27 @@ def test_info_of_torn_store_warns_in_one_line(store: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_info_shows_objects_and_attributes_as_a_tree(tmp_path: Path) -> None:
+    with lm.Writer(tmp_path / "s.lzm", attrs={"title": "T" * 99}) as writer:
+        writer.create("a/b/x", (3, 4), "f4", attrs={"unit": "\x1b[1m"})
+        for i in range(102):
+            writer.create(f"many/{i}", 1, "u1")
+    lines = run("info", tmp_path / "s.lzm").stdout.splitlines()
+    tree = [line.rstrip() for line in lines[lines.index("") + 1 :]]
+    assert tree[:6] == [
+        str(tmp_path / "s.lzm"),
+        f'├── @title: "{"T" * 59}...',
+        "├── a/",
+        "│   └── b/",
+        "│       └── x  (3, 4) float32, 48 bytes, 0 bytes stored",
+        r'│           └── @unit: "\u001b[1m"',
+    ]
+    assert tree[6] == "└── many/"
+    assert tree[7].startswith("    ├── 0  (1,) uint8")
+    assert tree[-1] == "    └── and 2 more: lazymem ls shows all"
+    assert len(tree) == 7 + 101
+
+
 # ---- verify --------------------------------------------------------------------------
 
 
@@ -551,6 +572,46 @@ def test_closed_stdout_exits_1_without_traceback(store: Path) -> None:
     )
     os.close(writer)
     assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_an_error_tells_the_next_step(damaged: tuple[Path, int]) -> None:
+    path, _ = damaged
+    unpacked = run("unpack", path, "--to", path.parent)
+    assert_one_line_error(unpacked, "'lazymem verify' lists all that is damaged")
+    np.save(path.with_name("x.npy"), [1])
+    assert_one_line_error(run("ls", path.with_name("x.npy")), "'lazymem pack' makes")
+    assert_one_line_error(run("log", path.with_name("nope")), "nope: No such file")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell: str) -> None:
+    result = run("completion", shell)
+    assert result.exit_code == 0
+    assert f"_LAZYMEM_COMPLETE={shell}_complete" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("lazymem ver", {"plain,verify"}),
+        ("lazymem info FILE no", {"plain,noise"}),
+        ("lazymem unpack FILE ramp n", {"plain,noise"}),
+        ("lazymem info /nowhere no", set()),
+    ],
+)
+def test_completion_of_verbs_and_objects(
+    store: Path, line: str, expected: set[str]
+) -> None:
+    words = line.replace("FILE", str(store))
+    env = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-m", "lazymem"],
+        env={**os.environ, **env, "_LAZYMEM_COMPLETE": "bash_complete"},
+        capture_output=True,
+        text=True,
+    )
+    assert set(done.stdout.split()) == expected
     assert done.stderr == ""
 
 
