@@ -145,7 +145,7 @@ def locked(path: str) -> LockError:
     elif pid == os.getpid():
         who = "this process"
     else:
-        who = f"process {pid} ({_command(pid)})"
+        who = f"process {pid} ({command(pid)})"
     error = LockError(
         f"{path}: {who} has it open for writing, which one may at a time; open it "
         "for reading, or wait until the other has closed it"
@@ -171,7 +171,8 @@ def _lock_holder(path: str) -> int | None:
     return None
 
 
-def _command(pid: int) -> str:
+def command(pid: int) -> str:
+    """Return the command line of a process, or what is known instead."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read().rstrip(b"\0").split(b"\0")

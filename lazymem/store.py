@@ -141,6 +141,10 @@ class Store(Mapping[str, LazyArray]):
                 LazyMemWarning,
                 stacklevel=3,
             )
+        if os.environ.get("LAZYMEM_TOP", "0") not in ("", "0"):
+            from lazymem import top  # not for the others
+
+            top.watch(self)
 
     # ---- mapping ---------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ Data go to stdout, prose and bars to stderr.  What goes wrong is one line, never
 traceback.
 """
 
-from lazymem.cli import completion, content, convert, demo, doctor, history
+from lazymem.cli import completion, content, convert, demo, doctor, history, top
 from lazymem.cli.app import cli
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "demo",
     "doctor",
     "history",
+    "top",
 ]
