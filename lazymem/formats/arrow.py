@@ -70,11 +70,13 @@ def _attrs(contents: Contents, metadata: Any, of: str) -> dict[str, Any]:
 def _dtype(pa: Any, kind: Any) -> np.dtype[Any] | None:
     """Return the dtype of a column's values; None if there is none."""
     code = None
-    if any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
-    ):
-        code = kind.to_pandas_dtype()
+    if pa.types.is_boolean(kind):
+        code = "?"
+    elif pa.types.is_integer(kind):
+        sign = "u" if pa.types.is_unsigned_integer(kind) else "i"
+        code = f"{sign}{kind.bit_width // 8}"
+    elif pa.types.is_floating(kind):
+        code = f"f{kind.bit_width // 8}"
     elif pa.types.is_timestamp(kind):
         code = f"M8[{kind.unit}]"
     elif pa.types.is_date(kind):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -151,10 +152,13 @@ def library(name: str, extra: str) -> Any:
 
 def damaged(path: str, name: str | None, reason: object) -> FormatError:
     """Return the error of a file, or of an object in it."""
-    where = path if name is None else f"{path}, object {name!r}"
-    error = FormatError(f"{where}: {reason}")
+    error = FormatError(f"{_where(path, name)}: {reason}")
     error.path, error.name = path, name
     return error
+
+
+def _where(path: str, name: str | None) -> str:
+    return path if name is None else f"{path}, object {name!r}"
 
 
 @contextmanager
@@ -165,10 +169,12 @@ def naming(path: str, name: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (LazyMemError, ImportError, MemoryError):
+    except (LazyMemError, ImportError):
         raise
+    except MemoryError as exc:
+        raise MemoryError(f"{_where(path, name)}: {exc}") from exc
     except Exception as exc:
-        if isinstance(exc, OSError) and exc.errno is not None:
+        if isinstance(exc, OSError) and exc.errno not in (None, errno.EINVAL):
             if exc.filename is None:
                 exc.filename = path
             raise

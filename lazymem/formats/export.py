@@ -69,7 +69,7 @@ def export(
         parts = info.name.split("/")
         if {"", ".", ".."} & set(parts) or "\0" in info.name:
             raise _no_path(target, info.name)
-    write = _WRITERS.get(target.suffix)
+    write = _WRITERS.get(target.suffix.lower())
     if write is not None:
         if target.is_dir():
             raise FileExistsError(f"{target} exists: remove it, or take another name")
@@ -80,7 +80,6 @@ def export(
     paths = [_inside(target, info.name) for info in infos]
     _check_free(paths, may_replace=may_replace)
     for info, path in zip(infos, paths, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
         with _new(path, may_replace=may_replace) as temporary:
             npy.write(temporary, store, info, m)
     return paths
@@ -110,6 +109,7 @@ def _check_free(paths: list[Path], *, may_replace: bool) -> None:
 @contextmanager
 def _new(path: Path, *, may_replace: bool) -> Iterator[str]:
     """Give a name for a file or folder, which is to take its place when complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = files.temporary_name(str(path))
     try:
         yield temporary

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from lazymem.sources import Bytes
 
+_DIMS = {"T": "time", "C": "channel", "S": "band"}
+"""Of tifffile's letters for axes; the others stand for themselves."""
 _TAGS = ("ImageDescription", "GDAL_METADATA", "GDAL_NODATA")
 
 
@@ -42,7 +45,7 @@ def open_file(path: str, stack: ExitStack) -> Contents:
                 continue
             read = partial(_blocks, series, os.path.getsize(path))
             attrs = contents.json_attrs(_raw_attrs(series.keyframe), name)
-            dims = [str(dim) for dim in series.dims]
+            dims = [_DIMS.get(axis, axis.lower()) for axis in series.axes]
             contents.add(
                 name,
                 Source(
@@ -71,8 +74,13 @@ def _blocks(series: Any, file_bytes: int) -> Iterator[Bytes]:
 
 def _page_blocks(page: Any, dtype: np.dtype[Any], file_bytes: int) -> Iterator[Bytes]:
     """Decode a page by rows of tiles or strips, which come in order."""
-    for offset, nbytes in zip(page.dataoffsets, page.databytecounts):
-        if offset + nbytes > file_bytes:  # the library would fill in for the rest
+    # The library would fill in for what is not there.
+    places = list(zip(page.dataoffsets, page.databytecounts))
+    expected = math.prod(page.chunked)
+    if len(places) < expected:
+        raise ValueError(f"{len(places)} of {expected} tiles or strips are listed")
+    for offset, nbytes in places:
+        if offset + nbytes > file_bytes:
             raise ValueError(f"the file ends before its data at {offset} do")
     # Sample, depth, length, width, sample: one of the first and last is 1.
     _, _, length, width, samples = page.shaped

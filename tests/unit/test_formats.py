@@ -500,7 +500,7 @@ def test_images_come_back(tmp_path: Path, options: dict[str, Any], dtype: str) -
     with packed(tmp_path / "a.lzm", tmp_path / "i.tif") as store:
         np.testing.assert_array_equal(store["i"], image)
         assert store["i"].dtype.newbyteorder("=") == image.dtype
-        assert store["i"].attrs["dims"] == ["height", "width"]
+        assert store["i"].attrs["dims"] == ["y", "x"]
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -518,6 +518,8 @@ def test_images_of_bands_come_back(tmp_path: Path, planar: str, tile: Any) -> No
     )
     with packed(tmp_path / "a.lzm", tmp_path / "i.tif") as store:
         np.testing.assert_array_equal(store["i"], data)
+        dims = ["band", "y", "x"] if planar == "separate" else ["y", "x", "band"]
+        assert store["i"].attrs["dims"] == dims
 
 
 def test_stacks_and_series_come_back(tmp_path: Path) -> None:
@@ -568,6 +570,15 @@ def test_a_cut_image_is_an_error_and_not_zeros(
     file.write_bytes(data[:6])
     with pytest.raises(lm.FormatError, match=r"i\.tif: "):
         lm.save(tmp_path / "a.lzm", file)
+
+
+def test_an_image_that_lists_too_few_strips_is_an_error(tmp_path: Path) -> None:
+    image = np.ones((64, 64), "u1")
+    tifffile.imwrite(tmp_path / "i.tif", image, rowsperstrip=8, compression="zlib")
+    with tifffile.TiffFile(tmp_path / "i.tif", mode="r+") as file:
+        file.pages[0].tags["ImageLength"].overwrite(80)
+    with pytest.raises(lm.FormatError, match=r"object 'i': 8 of 10 .* are listed"):
+        lm.save(tmp_path / "a.lzm", tmp_path / "i.tif")
 
 
 # ---- all of them ---------------------------------------------------------------------
