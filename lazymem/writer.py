@@ -429,8 +429,8 @@ def save(
     or none.
 
     Attributes of files and of the arrays in them are kept, those of the file as the
-    store's; names of dimensions as the attribute ``dims``.  A LazyMemWarning lists what
-    a store can't hold, such as columns of text.
+    store's; names of dimensions as the attribute ``_dims``.  A LazyMemWarning lists
+    what a store can't hold, such as columns of text.
 
     Examples
     --------

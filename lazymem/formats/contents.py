@@ -20,8 +20,8 @@ from lazymem.errors import FormatError, LazyMemError
 if TYPE_CHECKING:
     from lazymem.sources import Bytes, Source
 
-DIMS = "dims"
-"""The attribute of an object that names its dimensions."""
+DIMS = "_dims"
+"""The attribute of an object that names its dimensions, which xarray needs, too."""
 _REFUSED = object()
 
 
@@ -95,9 +95,13 @@ class Contents:
 def with_dims(
     attrs: Mapping[str, Any], dims: Sequence[str | None] | None
 ) -> dict[str, Any]:
-    """Return attributes with the names of the dimensions, if there are some."""
-    named = {DIMS: list(dims)} if dims and any(dims) else {}
-    return {**named, **attrs}
+    """Return attributes with the names of the dimensions, if there are some.
+
+    One without a name among others is called by its number, as in xarray.
+    """
+    if not dims or not any(dims):
+        return dict(attrs)
+    return {DIMS: [dim or f"dim_{i}" for i, dim in enumerate(dims)], **attrs}
 
 
 def _plain(value: Any) -> Any:
