@@ -75,9 +75,12 @@ def collect(
         if not _is_path(value):
             add(name, from_value(value, name, stack))
             continue
-        sources = _open_file(value, patterns, stack).sources
-        for inner, source in sources.items():
-            add(name if len(sources) == 1 else f"{name}/{inner}", source)
+        contents = _open_file(value, patterns, stack)
+        several = len(contents.sources) > 1
+        for inner, source in contents.sources.items():
+            add(f"{name}/{inner}" if several else name, source)
+        if contents.attrs:
+            attrs[name] = contents.attrs
     if patterns and not found:
         raise ValueError(f"no object's name matches {' or '.join(patterns)}")
     return found, attrs
@@ -115,7 +118,7 @@ def _open_file(path: Any, only: Sequence[str] | None, stack: ExitStack) -> Conte
     contents = formats.open_file(path, stack).only(only)
     if contents.left_out:
         reasons = "; ".join(f"{what}: {why}" for what, why in contents.left_out.items())
-        if not contents.sources:
+        if not contents.sources and only is None:
             raise ValueError(f"{path}: nothing in it can be stored: {reasons}")
         warnings.warn(f"{path}: left out: {reasons}", LazyMemWarning, stacklevel=5)
     return contents

@@ -473,8 +473,8 @@ class Store(Mapping[str, LazyArray]):
             An array, a memory map, or the path of a file that holds one, of a format
             that :func:`lazymem.save` reads.
         attrs : mapping, optional
-            JSON attributes; default: those of the file.  Those of an object that is
-            replaced are gone.
+            JSON attributes; default: those of the array in the file.  Those of an
+            object that is replaced are gone.
         codec, level, chunk_bytes, shuffle : optional
             As for :func:`lazymem.save`.  Default for codec and level: those of the
             object that is replaced, if there is one.

@@ -45,8 +45,22 @@ def _extents(
     raise click.BadParameter(f"{value!r} is no shape: try 100,200")
 
 
+def _dtype(
+    _: click.Context, __: click.Parameter, value: str | None
+) -> np.dtype[Any] | None:
+    """Read a dtype, as in f4."""
+    if value is None:
+        return None
+    try:
+        dtype = np.dtype(value)
+        check_dtype(dtype, "SRC")
+    except (TypeError, ValueError) as exc:
+        raise click.BadParameter(str(exc)) from None
+    return dtype
+
+
 def _raw(
-    path: str, dtype: str, shape: tuple[int, ...] | None, offset: int
+    path: str, dtype: np.dtype[Any], shape: tuple[int, ...] | None, offset: int
 ) -> np.ndarray[Any, Any]:
     """Map a file of raw binary, all of it.
 
@@ -55,19 +69,18 @@ def _raw(
     ValueError
         If its length is not that of the array.
     """
-    of = np.dtype(dtype)
-    check_dtype(of, path)
     nbytes = os.path.getsize(path) - offset
     if shape is None:
-        shape = (nbytes // max(1, of.itemsize),)
-    expected = math.prod(shape) * of.itemsize
-    if nbytes != expected:
+        shape = (nbytes // max(1, dtype.itemsize),)
+    expected = math.prod(shape) * dtype.itemsize
+    if nbytes != expected or nbytes < 0:
         raise ValueError(
-            f"{path}: {nbytes} bytes of data, but {shape} of {of} take {expected}"
+            f"{path}: {nbytes} bytes of data, but {shape} of {dtype.str} take "
+            f"{expected}"
         )
     if nbytes == 0:
-        return np.empty(shape, of)
-    return np.memmap(path, of, "r", offset, shape)
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", offset, shape)
 
 
 @cli.command()
@@ -101,9 +114,15 @@ def _raw(
     multiple=True,
     help="Take only the objects whose names match, as in a shell; may be repeated.",
 )
-@click.option("--dtype", help="SRC is raw binary of this type, such as f4 or >i2.")
+@click.option(
+    "--dtype",
+    callback=_dtype,
+    help="SRC is raw binary of this type, such as f4 or >i2.",
+)
 @click.option("--shape", callback=_extents, help="Of raw binary, as in 100,200.")
-@click.option("--offset", type=int, default=0, help="Bytes before raw binary.")
+@click.option(
+    "--offset", type=click.IntRange(0), default=0, help="Bytes before raw binary."
+)
 @json_option
 def pack(
     out: str,
@@ -113,7 +132,7 @@ def pack(
     chunk_bytes: int | None,
     shuffle: bool | None,
     only: tuple[str, ...],
-    dtype: str | None,
+    dtype: np.dtype[Any] | None,
     shape: tuple[int, ...] | None,
     offset: int,
     as_json: bool,
@@ -128,9 +147,11 @@ def pack(
         raise click.UsageError(f"OUT comes first, and {out} does not look like a store")
     if dtype is None and (shape is not None or offset):
         raise click.UsageError("--shape and --offset are for raw binary: add --dtype")
-    arrays: object = list(src)
+    arrays: Any = list(src)
     if dtype is not None:
         arrays = {Path(path).stem: _raw(path, dtype, shape, offset) for path in src}
+        if len(arrays) < len(src):
+            raise click.UsageError("two of SRC have one name, but for their suffixes")
     start = time.perf_counter()
     try:
         file_bytes = lm.save(

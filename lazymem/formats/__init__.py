@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lazymem.errors import FormatError
+from lazymem.formats.contents import using
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -72,7 +73,8 @@ def open_file(path: str, stack: ExitStack) -> Contents:
             f"{path}: of no known format: .npy, .npz, HDF5, Zarr, safetensors, "
             "Parquet, Arrow, TIFF; raw binary: lazymem pack --dtype, or numpy.memmap"
         )
-    contents: Contents = import_module(f"{__name__}.{found}").open_file(path, stack)
+    with using(path):
+        contents: Contents = import_module(f"{__name__}.{found}").open_file(path, stack)
     return contents
 
 

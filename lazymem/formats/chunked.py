@@ -67,13 +67,10 @@ def slabs(
 ) -> Iterator[tuple[Index, npt.NDArray[Any]]]:
     """Decode an object piece by piece, each with its place in the array.
 
-    Each piece is made of whole chunks of the shape that `chunk_shape` returns.
+    Each piece is a chunk of the shape that `chunk_shape` returns.
     """
     shape = _stored_shape(info)
-    depth, rows = _tile(shape, info.dtype.itemsize, sources.BLOCK_BYTES)
-    chunk_depth, chunk_rows = _tile(shape, info.dtype.itemsize, CHUNK_BYTES)
-    if depth == chunk_depth:
-        rows -= rows % chunk_rows
+    depth, rows = _tile(shape, info.dtype.itemsize, CHUNK_BYTES)
     blocks, rest = store.blocks(info.name), memoryview(b"")
     for index in _tiles(shape, depth, rows):
         slab = np.empty([part.stop - part.start for part in index], info.dtype)

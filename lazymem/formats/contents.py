@@ -52,7 +52,7 @@ class Contents:
 
         def blocks() -> Iterator[Bytes]:
             done = 0
-            with naming(self.path, name):
+            with using(self.path), naming(self.path, name):
                 for block in read():
                     yield block
                     done += block.nbytes
@@ -102,6 +102,15 @@ def with_dims(
     if not dims or not any(dims):
         return dict(attrs)
     return {DIMS: [dim or f"dim_{i}" for i, dim in enumerate(dims)], **attrs}
+
+
+def group_names(attrs: Mapping[str, Any]) -> list[str]:
+    """Return the groups whose attributes are among those of a store."""
+    return [
+        key[:-1]
+        for key, value in attrs.items()
+        if key[-1:] == "/" and key[:-1] and isinstance(value, dict)
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -178,9 +187,23 @@ def naming(path: str, name: str | None = None) -> Iterator[None]:
     except MemoryError as exc:
         raise MemoryError(f"{_where(path, name)}: {exc}") from exc
     except Exception as exc:
-        if isinstance(exc, OSError) and exc.errno not in (None, errno.EINVAL):
-            if exc.filename is None:
-                exc.filename = path
+        if _is_of_system(exc):
             raise
         reason = exc.args[0] if isinstance(exc, KeyError) and exc.args else exc
         raise damaged(path, name, str(reason) or type(exc).__name__) from exc
+
+
+@contextmanager
+def using(path: str) -> Iterator[None]:
+    """Let errors of the system name a file, if they name none."""
+    try:
+        yield
+    except OSError as exc:
+        if _is_of_system(exc) and exc.filename is None:
+            exc.filename = path
+        raise
+
+
+def _is_of_system(exc: Exception) -> bool:
+    """Return whether it is the system's: EINVAL is a bad offset in the file."""
+    return isinstance(exc, OSError) and exc.errno not in (None, errno.EINVAL)

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from lazymem import _engine, files
 from lazymem.formats import hdf5, npy, npz, zarr
+from lazymem.formats.contents import using
+from lazymem.progress import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import lazymem as lm
-    from lazymem.progress import Meter
 
     Write = Callable[[str, lm.Store, list[lm.ObjectInfo], Meter], None]
 
@@ -75,7 +77,7 @@ def export(
             raise FileExistsError(f"{target} exists: remove it, or take another name")
         _check_free([target], may_replace=may_replace)
         with _new(target, may_replace=may_replace) as temporary:
-            write(temporary, store, infos, m)
+            _run(write, temporary, store, infos, m)
         return [target] * len(infos)
     paths = [_inside(target, info.name) for info in infos]
     _check_free(paths, may_replace=may_replace)
@@ -83,6 +85,32 @@ def export(
         with _new(path, may_replace=may_replace) as temporary:
             npy.write(temporary, store, info, m)
     return paths
+
+
+class _Stoppable(Meter):
+    """Ends the work that reports its steps, when it is told to."""
+
+    def __init__(self, m: Meter) -> None:
+        self._m, self.is_stopped = m, False
+
+    def part(self, nbytes: int) -> Callable[[int, int], None]:
+        if self.is_stopped:
+            raise KeyboardInterrupt
+        return self._m.part(nbytes)
+
+
+def _run(
+    write: Write, path: str, store: lm.Store, infos: list[lm.ObjectInfo], m: Meter
+) -> None:
+    """Write in a thread of its own: Ctrl-C meets no library half-way."""
+    stoppable = _Stoppable(m)
+    with ThreadPoolExecutor(1) as thread:
+        job = thread.submit(write, path, store, infos, stoppable)
+        try:
+            job.result()
+        except BaseException:
+            stoppable.is_stopped = True
+            raise
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -112,7 +140,8 @@ def _new(path: Path, *, may_replace: bool) -> Iterator[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = files.temporary_name(str(path))
     try:
-        yield temporary
+        with using(str(path)):
+            yield temporary
         is_folder = os.path.isdir(temporary)
         _sync(temporary)
         if is_folder or may_replace:

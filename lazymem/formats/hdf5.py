@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from contextlib import suppress
@@ -16,6 +17,7 @@ from lazymem.formats.contents import (
     DIMS,
     Contents,
     damaged,
+    group_names,
     library,
     naming,
     with_dims,
@@ -83,10 +85,8 @@ def _address(h5py: Any, obj: Any) -> Any:
 def _add(h5py: Any, contents: Contents, name: str, dataset: Any) -> None:
     dtype = _bare(dataset.dtype)
     if dtype.hasobject:
-        what = (
-            "texts of any length" if h5py.check_string_dtype(dataset.dtype) else dtype
-        )
-        contents.left_out[name] = f"{what}"
+        is_text = h5py.check_string_dtype(dataset.dtype)
+        contents.left_out[name] = "texts of any length" if is_text else str(dtype)
     elif dataset.shape is None:
         contents.left_out[name] = "it has no data space"
     elif dataset.external:
@@ -99,22 +99,10 @@ def _add(h5py: Any, contents: Contents, name: str, dataset: Any) -> None:
         enum = h5py.check_enum_dtype(dataset.dtype)
         if enum:
             attrs = {"enum": {key: int(value) for key, value in enum.items()}, **attrs}
-        contents.add(
-            name,
-            Source(
-                dataset.shape,
-                dtype,
-                "C",
-                partial(
-                    sliced_blocks,
-                    dataset.__getitem__,
-                    dataset.shape,
-                    dtype,
-                    dataset.chunks,
-                ),
-                attrs=with_dims(attrs, _dims(dataset)),
-            ),
-        )
+        shape, chunks = dataset.shape, dataset.chunks
+        read = partial(sliced_blocks, dataset.__getitem__, shape, dtype, chunks)
+        attrs = with_dims(attrs, _dims(dataset))
+        contents.add(name, Source(shape, dtype, "C", read, attrs=attrs))
 
 
 def _check_virtual(path: str, name: str, source: str) -> None:
@@ -163,20 +151,66 @@ def write(path: str, store: lm.Store, infos: list[lm.ObjectInfo], m: Meter) -> N
         If an object's dtype or name has no place in HDF5.
     """
     h5py = library("h5py", "hdf5")
-    with h5py.File(path, "w") as file:
-        for info in infos:
-            with naming(store.path, info.name):
-                _write_dataset(h5py, file, store, info, m)
-        _write_attrs(file, store.attrs)
+    with _Sink(path, "w+") as sink:
+        with h5py.File(sink, "w") as file:
+            _write_all(h5py, file, sink, store, infos, m)
+        sink.check()
 
 
-def _write_dataset(
-    h5py: Any, file: Any, store: lm.Store, info: lm.ObjectInfo, m: Meter
+class _Sink(io.FileIO):
+    """A file that keeps its errors to itself: HDF5 may not survive a failed write."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as exc:
+            self.error = exc
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as exc:
+            self.error = self.error or exc
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the error, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+
+def _write_all(
+    h5py: Any,
+    file: Any,
+    sink: _Sink,
+    store: lm.Store,
+    infos: list[lm.ObjectInfo],
+    m: Meter,
 ) -> None:
-    dtype = info.dtype
+    for info in infos:
+        with naming(store.path, info.name):
+            dataset = _create(h5py, file, info)
+        for index, slab in slabs(store, info) if info.nbytes else ():
+            dataset[index] = slab.view(dataset.dtype)
+            sink.check()
+            m.part(slab.nbytes)(1, 1)
+    attrs = dict(store.attrs)
+    with naming(store.path):
+        for group in group_names(attrs):
+            if isinstance(file.get(group), h5py.Group):
+                _write_attrs(file[group], attrs.pop(f"{group}/"))
+        _write_attrs(file, attrs)
+
+
+def _create(h5py: Any, file: Any, info: lm.ObjectInfo) -> Any:
+    dtype, options = info.dtype, {}
     if dtype.kind in "mM":
         dtype = h5py.opaque_dtype(dtype)
-    options: dict[str, Any] = {}
     if info.shape and info.nbytes:
         options = {
             "chunks": chunk_shape(info),
@@ -185,24 +219,17 @@ def _write_dataset(
             "shuffle": True,
         }
     dataset = file.create_dataset(info.name, info.shape, dtype, **options)
-    if info.nbytes:
-        for index, slab in slabs(store, info):
-            dataset[index] = slab.view(dtype)
-            m.part(slab.nbytes)(1, 1)
     attrs = dict(info.attrs)
     for dim, name in zip(dataset.dims, attrs.pop(DIMS, ())):
-        dim.label = name or ""
+        dim.label = name
     _write_attrs(dataset, attrs)
+    return dataset
 
 
 def _write_attrs(obj: Any, attrs: Mapping[str, Any]) -> None:
-    """Write attributes, those of groups to them; what HDF5 has no type for as JSON."""
+    """Write attributes; what HDF5 has no type for as JSON."""
     for key, value in attrs.items():
-        group = obj.get(key[:-1]) if key.endswith("/") else None
-        if group is not None and isinstance(value, dict):
-            _write_attrs(group, value)
-            continue
         try:
             obj.attrs[key] = json.dumps(value) if value is None else value
-        except TypeError:
+        except (TypeError, ValueError):
             obj.attrs[key] = json.dumps(value)

@@ -50,12 +50,9 @@ def write(path: str, store: lm.Store, infos: list[lm.ObjectInfo], m: Meter) -> N
                 "fortran_order": info.order == "F",
                 "shape": info.shape,
             }
-            member = f"{info.name}.npy"
-            with (
-                naming(store.path, info.name),
-                archive.open(member, "w", force_zip64=True) as out,
-            ):
-                np.lib.format.write_array_header_2_0(out, header)
+            with archive.open(f"{info.name}.npy", "w", force_zip64=True) as out:
+                with naming(store.path, info.name):
+                    np.lib.format.write_array_header_2_0(out, header)
                 for block in store.blocks(info.name):
                     out.write(block)
                     m.part(len(block))(1, 1)

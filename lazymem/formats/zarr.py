@@ -8,7 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lazymem.formats.chunked import chunk_shape, slabs, sliced_blocks
-from lazymem.formats.contents import DIMS, Contents, library, naming, with_dims
+from lazymem.formats.contents import (
+    DIMS,
+    Contents,
+    group_names,
+    library,
+    naming,
+    with_dims,
+)
 from lazymem.sources import Source
 
 if TYPE_CHECKING:
@@ -58,17 +65,10 @@ def _add(contents: Contents, name: str, array: Any) -> None:
         return
     attrs = contents.json_attrs(array.attrs.asdict(), name)
     dims = getattr(array.metadata, "dimension_names", None) or attrs.pop(_DIMS_2, None)
-    read = partial(
-        sliced_blocks,
-        array.__getitem__,
-        array.shape,
-        array.dtype,
-        array.shards or array.chunks,
-    )
-    contents.add(
-        name,
-        Source(array.shape, array.dtype, "C", read, attrs=with_dims(attrs, dims)),
-    )
+    shape, dtype, chunks = array.shape, array.dtype, array.shards or array.chunks
+    read = partial(sliced_blocks, array.__getitem__, shape, dtype, chunks)
+    attrs = with_dims(attrs, dims)
+    contents.add(name, Source(shape, dtype, "C", read, attrs=attrs))
 
 
 def write(path: str, store: lm.Store, infos: list[lm.ObjectInfo], m: Meter) -> None:
@@ -94,10 +94,11 @@ def write(path: str, store: lm.Store, infos: list[lm.ObjectInfo], m: Meter) -> N
                 attributes=own,
                 dimension_names=dims,
             )
-            if info.nbytes:
-                for index, slab in slabs(store, info):
-                    array[index] = slab
-                    m.part(slab.nbytes)(1, 1)
-    for key in [key for key in attrs if key.endswith("/") and key[:-1] in root]:
-        root[key[:-1]].attrs.update(attrs.pop(key))
-    root.attrs.update(attrs)
+        for index, slab in slabs(store, info) if info.nbytes else ():
+            array[index] = slab
+            m.part(slab.nbytes)(1, 1)
+    with naming(store.path):
+        for group in group_names(attrs):
+            if isinstance(root.get(group), zarr.Group):
+                root[group].attrs.update(attrs.pop(f"{group}/"))
+        root.attrs.update(attrs)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from click.testing import CliRunner, Result
 import lazymem as lm
 from lazymem import cli, sources
 from lazymem.formats import chunked
-from tests.conftest import smooth
+from tests.conftest import smooth, wait_until
 
 h5py = pytest.importorskip("h5py")
 pa = pytest.importorskip("pyarrow")
@@ -596,6 +598,7 @@ def test_several_files_keep_their_attributes_apart(tmp_path: Path) -> None:
     arrays = {"one": tmp_path / "a.h5", "two": tmp_path / "b.h5"}
     with packed(tmp_path / "s.lzm", arrays) as store:
         assert list(store) == ["one", "two/x", "two/y"]
+        assert store.attrs == {"one": {"by": "a"}, "two": {"by": "b"}}
     np.save(tmp_path / "c.npy", np.arange(5))
     with packed(tmp_path / "s.lzm", [tmp_path / "a.h5", tmp_path / "c.npy"]) as store:
         assert store.attrs == {"a.h5": {"by": "a"}}
@@ -764,7 +767,7 @@ def test_unpack_is_read_by_the_formats_own_library(
 def test_what_is_unpacked_and_packed_again_is_the_same(
     tmp_path: Path, target: str
 ) -> None:
-    attrs = {"unit": "K", "_dims": ["t", "x"], "levels": [1.5, 2.5]}
+    attrs = {"unit": "K", "_dims": ["t", "x"], "levels": [1.5, 2.5], "odd/": "x"}
     with lm.open(tmp_path / "s.lzm", "w") as store:
         store.put("g/x", smooth((30, 40)), attrs=attrs)
         store.attrs.update({"title": "T", "g/": {"of": "group"}})
@@ -811,6 +814,61 @@ def test_unpack_of_damage_leaves_nothing(tmp_path: Path, target: str) -> None:
     assert os.listdir(tmp_path) == ["s.lzm"]
 
 
+UNPACK = """
+import resource, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+store, target, limit = sys.argv[1:]
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+sys.argv[1:] = ["unpack", store, "--to", target]
+from lazymem.__main__ import main
+sys.exit(main())
+"""
+ALL_TARGETS = pytest.mark.parametrize(
+    "target", ["out", "o.npz", "o.h5", pytest.param("o.zarr", marks=needs_zarr)]
+)
+
+
+@ALL_TARGETS
+def test_unpack_without_room_is_an_error_and_leaves_nothing(
+    tmp_path: Path, run_python: Callable[..., Any], target: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 3_000_000, "u1")
+    (tmp_path / "to").mkdir()
+    lm.save(tmp_path / "s.lzm", noise=noise)
+    done = run_python(UNPACK, tmp_path / "s.lzm", tmp_path / "to" / target, 500_000)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: {tmp_path / 'to' / target}")
+    assert done.stderr.endswith(": File too large\n")
+    assert [path for path in (tmp_path / "to").rglob("*") if path.is_file()] == []
+
+
+@ALL_TARGETS
+def test_unpack_that_is_interrupted_leaves_nothing(tmp_path: Path, target: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 100_000_000, "u1")
+    (tmp_path / "to").mkdir()
+    lm.save(tmp_path / "s.lzm", noise=noise, codec="none")
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            UNPACK,
+            tmp_path / "s.lzm",
+            tmp_path / "to" / target,
+            "0",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        wait_until(lambda: list((tmp_path / "to").rglob("*.tmp")))
+        child.send_signal(signal.SIGINT)
+        _, prose = child.communicate(timeout=60)
+    assert child.returncode == 130, prose
+    assert "Traceback" not in prose
+    assert [path for path in (tmp_path / "to").rglob("*") if path.is_file()] == []
+
+
 def test_unpack_to_hdf5_of_what_it_has_no_type_for(tmp_path: Path) -> None:
     lm.save(tmp_path / "s.lzm", {"g/text": np.array(["ä", "bc"])})
     result = run("unpack", tmp_path / "s.lzm", "--to", tmp_path / "o.h5")
@@ -836,3 +894,11 @@ def test_pack_takes_raw_binary_of_a_given_form(tmp_path: Path) -> None:
     assert "120 bytes of data, but (5, 11) of >i2 take 110" in result.output
     assert run("pack", out, tmp_path / "x.bin", "--shape", "5,12").exit_code == 2
     assert run("pack", out, tmp_path / "x.bin", *form, "--shape", "5x").exit_code == 2
+    for dtype in ("nonsense", "O"):
+        assert run("pack", out, tmp_path / "x.bin", "--dtype", dtype).exit_code == 2
+    (tmp_path / "x.raw").write_bytes(b"1234")
+    twice = run("pack", out, tmp_path / "x.bin", tmp_path / "x.raw", "--dtype", "u1")
+    assert twice.exit_code == 2
+    beyond = run("pack", out, tmp_path / "x.raw", "--dtype", "i2", "--offset", 10)
+    assert beyond.exit_code == 1
+    assert_same(lm.open(out)["x"], array.reshape(-1))
