@@ -34,19 +34,12 @@ INTERVAL_S = 0.5
 def watch(store: Store) -> None:
     """Publish the counters of a store as long as it is open."""
     global _publisher
-    if _publisher is None:
-        folder = next(filter(None, map(_own_folder, _folders())), None)
-        if folder is None:
-            warnings.warn(
-                f"LAZYMEM_TOP: {' and '.join(map(str, _folders()))} can't be a folder "
-                "of this user alone: 'lazymem top' will not see this process",
-                LazyMemWarning,
-                stacklevel=4,
-            )
-            return
-        _publisher = _Publisher(folder, {})
-    stores = _publisher.stores
-    stores[id(store)] = weakref.ref(store, partial(stores.pop, id(store)))
+    with _lock:
+        if _publisher is None:
+            _publisher = _publish()
+    if _publisher is not None:
+        stores = _publisher.stores
+        stores[id(store)] = weakref.ref(store, partial(stores.pop, id(store)))
 
 
 def samples() -> list[dict[str, Any]]:
@@ -129,7 +122,23 @@ class _Publisher:
         temporary.replace(self._file)
 
 
+def _publish() -> _Publisher | None:
+    """Begin to publish, if there is a place for it."""
+    for folder in _folders():
+        if _make_own(folder):
+            return _Publisher(folder, {})
+    places = " and ".join(map(str, _folders()))
+    warnings.warn(
+        f"LAZYMEM_TOP: {places} can't be a folder of this user alone: "
+        "'lazymem top' will not see this process",
+        LazyMemWarning,
+        stacklevel=5,
+    )
+    return None
+
+
 _publisher: _Publisher | None = None
+_lock = threading.Lock()
 
 
 def _counters(store: Store) -> dict[str, Any]:
@@ -150,7 +159,8 @@ def _counters(store: Store) -> dict[str, Any]:
 
 def _after_fork() -> None:
     """Let a child, which has no threads, publish for itself."""
-    global _publisher
+    global _publisher, _lock
+    _lock = threading.Lock()
     if _publisher is not None:
         _publisher = _Publisher(_publisher.folder, _publisher.stores)
 
@@ -168,11 +178,11 @@ def _folders() -> list[Path]:
     return [Path(runtime, "lazymem"), own] if runtime else [own]
 
 
-def _own_folder(folder: Path) -> Path | None:
-    """Return a folder if it can be had for this user alone."""
+def _make_own(folder: Path) -> bool:
+    """Return whether a folder can be had for this user alone."""
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
-    return folder if _is_own(folder) else None
+    return _is_own(folder)
 
 
 def _is_own(folder: Path) -> bool:

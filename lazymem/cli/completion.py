@@ -8,17 +8,18 @@ from click.shell_completion import get_completion_class
 
 from lazymem.cli.app import cli
 
+_WHERE = """\b
+Where the shells look for it:
+bash  ~/.local/share/bash-completion/completions/lazymem
+zsh   _lazymem, in a folder of $fpath
+fish  ~/.config/fish/completions/lazymem.fish
+"""
 
-@cli.command()
+
+@cli.command(epilog=_WHERE)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    r"""Print the script that lets SHELL complete verbs, options, files and objects.
-
-    \b
-    bash: lazymem completion bash > ~/.local/share/bash-completion/completions/lazymem
-    zsh:  lazymem completion zsh > "${fpath[1]}/_lazymem"
-    fish: lazymem completion fish > ~/.config/fish/completions/lazymem.fish
-    """
+    """Print the script that lets SHELL complete verbs, options, files and objects."""
     found = get_completion_class(shell)
     assert found is not None
     click.echo(found(cli, {}, "lazymem", "_LAZYMEM_COMPLETE").source())

@@ -117,9 +117,10 @@ def _parquet(pa: Any, path: str, stack: ExitStack) -> tuple[Any, int, Batches]:
     names = file.schema_arrow.names
 
     def batches(column: int) -> Iterator[Any]:
-        columns = [names[column]]
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=True):
-            yield batch.column(0)
+        name = names[column]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=[name]):
+            # "a" brings "a.b" as well, of a struct or not.
+            yield batch.column(batch.schema.names.index(name))
 
     return file.schema_arrow, file.metadata.num_rows, batches
 

@@ -43,7 +43,7 @@ def open_file(path: str, stack: ExitStack) -> Contents:
             if series.dtype is None or not series.shape:
                 contents.left_out[name] = "an image without pixels"
                 continue
-            read = partial(_blocks, series, os.path.getsize(path))
+            read = partial(_blocks, series)
             attrs = contents.json_attrs(_raw_attrs(series.keyframe), name)
             dims = [_DIMS.get(axis, axis.lower()) for axis in series.axes]
             contents.add(
@@ -65,16 +65,17 @@ def _raw_attrs(page: Any) -> dict[str, Any]:
     return {**tags, **({"geotiff": geo} if geo else {})}
 
 
-def _blocks(series: Any, file_bytes: int) -> Iterator[Bytes]:
+def _blocks(series: Any) -> Iterator[Bytes]:
     for page in series.pages:
         if page is None:
             raise ValueError("a page is missing")
-        yield from _page_blocks(page.aspage(), series.dtype, file_bytes)
+        yield from _page_blocks(page.aspage(), series.dtype)
 
 
-def _page_blocks(page: Any, dtype: np.dtype[Any], file_bytes: int) -> Iterator[Bytes]:
+def _page_blocks(page: Any, dtype: np.dtype[Any]) -> Iterator[Bytes]:
     """Decode a page by rows of tiles or strips, which come in order."""
     # The library would fill in for what is not there.
+    file_bytes = page.parent.filehandle.size
     places = list(zip(page.dataoffsets, page.databytecounts))
     expected = math.prod(page.chunked)
     if len(places) < expected:

@@ -472,6 +472,13 @@ def test_a_damaged_table_names_file_and_column(
     assert os.listdir(tmp_path) == [file.name]
 
 
+def test_columns_whose_names_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    columns = {"a.b": [1.0], "a": [2.0], "a.c": [3.0]}
+    write_parquet(pa.table(columns), tmp_path / "t.parquet")
+    with packed(tmp_path / "a.lzm", tmp_path / "t.parquet") as store:
+        assert {name: store[name].tolist() for name in store} == columns
+
+
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["x", "x"])
     write_ipc(table, tmp_path / "t.arrow")
