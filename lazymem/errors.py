@@ -7,7 +7,7 @@ only built-in exceptions handles them well.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,18 +71,39 @@ class LazyMemError(Exception):
             Called, without arguments, when the instance is made.
         """
         cls = type(self)
-        args, state = self.args, dict(self.__dict__)
-        if isinstance(self, OSError):
-            state |= {"errno": self.errno, "strerror": self.strerror}
+        _, (_, args, state) = self.__reduce__()
 
         def init(instance: LazyMemError) -> None:
             on_raise()
-            instance.args = args
-            for name, value in state.items():
-                setattr(instance, name, value)
+            instance._restore(args, state)
 
-        names = {"__init__": init, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        names = {
+            "__init__": init,
+            "__module__": cls.__module__,
+            "__doc__": cls.__doc__,
+            "__reduce__": lambda instance: (_rebuild, (cls, args, state)),
+        }
         return type(cls.__name__, (cls,), names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tell pickle all that there is to know, for a worker's caller to hear it."""
+        state = dict(self.__dict__)
+        if isinstance(self, OSError):
+            state |= {"errno": self.errno, "strerror": self.strerror}
+        return _rebuild, (type(self), self.args, state)
+
+    def _restore(self, args: tuple[Any, ...], state: dict[str, Any]) -> None:
+        self.args = args
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def _rebuild(
+    cls: type[LazyMemError], args: tuple[Any, ...], state: dict[str, Any]
+) -> LazyMemError:
+    error = cls()
+    error._restore(args, state)
+    return error
 
 
 class FormatError(LazyMemError, ValueError):
