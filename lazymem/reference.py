@@ -33,11 +33,18 @@ class Origin(NamedTuple):
     store_id: bytes
     offset: int
     """Of its commit record."""
+    time_ns: int
+    """Of its commit: two copies of a file may go on, each in its own way."""
 
     @classmethod
     def of(cls, path: str, commit: Any) -> Origin:
         """Return the origin of what a ``struct lm_commit`` tells about."""
-        return cls(path, bytes(commit.store_id), int(commit.offset))
+        store_id, offset = bytes(commit.store_id), int(commit.offset)
+        return cls(path, store_id, offset, int(commit.time_ns))
+
+    def token(self, part: Part) -> tuple[Any, ...]:
+        """Return what tells a part from all others, as dask tells them."""
+        return (*self, *part[:-1], repr(part.dtype))  # dask tells no fields apart
 
 
 class Part(NamedTuple):
@@ -56,7 +63,9 @@ def reduce(origin: Origin, part: Part) -> tuple[Callable[..., Any], tuple[Any, .
     return load, (*origin, *part)
 
 
-def load(path: str, store_id: bytes, offset: int, *part: Any) -> LazyArray:
+def load(
+    path: str, store_id: bytes, offset: int, time_ns: int, *part: Any
+) -> LazyArray:
     """Return an array that was pickled.
 
     Raises
@@ -66,14 +75,23 @@ def load(path: str, store_id: bytes, offset: int, *part: Any) -> LazyArray:
     SnapshotNotFoundError
         If there is another store by now, or the state is gone or damaged.
     """
-    origin = Origin(path, store_id, offset)
+    origin = Origin(path, store_id, offset, time_ns)
     store = _stores.get(origin)
     if store is None or store.closed:
-        store = _stores[origin] = _open(origin)
+        store = _stores[origin] = open_at(origin)
     return store[part[0]]._part(Part(*part), store)
 
 
-def _open(origin: Origin) -> Store:
+def open_at(origin: Origin) -> Store:
+    """Open a file at the state that was pickled.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, OSError
+        If the file can't be opened.
+    SnapshotNotFoundError
+        If there is another store by now, or the state is gone or damaged.
+    """
     from lazymem.store import Store
 
     _engine.start_pager()
@@ -86,6 +104,8 @@ def _open(origin: Origin) -> Store:
         store._open(handle, "r", None if is_last else origin, "raise", None, None)
     except FormatError as exc:
         raise _gone(origin, f"its state can't be read: {exc}") from exc
+    if store._handle.commit.time_ns != origin.time_ns:
+        raise _gone(origin, "its state is another one in this copy of the file")
     return store
 
 
