@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from dataclasses import dataclass
 from functools import wraps
@@ -19,6 +20,8 @@ from lazymem.stats import Residency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import dask.array
 
     from lazymem.manifest import ObjectInfo
     from lazymem.reference import Origin
@@ -537,6 +540,13 @@ class LazyArray(np.ndarray[Any, Any]):
 
     def copy(self, order: Any = "C") -> Any:
         """Return an ordinary ndarray with the same elements."""
+        dask = sys.modules.get("dask.array.core")
+        if dask and sys._getframe(1).f_code is dask.from_array.__code__:
+            # It copies what it could slice, lest its graph change with the array.
+            from lazymem.dask import Blocks
+
+            if part := find_part(self):
+                return Blocks(*part)
         return self._checked(lambda: np.asarray(self).copy(order))
 
     def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
@@ -566,14 +576,49 @@ class LazyArray(np.ndarray[Any, Any]):
         return self.__reduce_ex__(2)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        binding = self._binding
-        if binding is not None and binding.origin and self.size > 0:
-            region, origin = binding.region, binding.origin()
-            if region is not None and not region.released and origin is not None:
-                offset = self.__array_interface__["data"][0] - region.address
-                form = self.shape, self.strides, self.dtype
-                return reference.reduce(origin, Part(binding.info.name, offset, *form))
+        found = find_part(self)
+        if found is not None:
+            return reference.reduce(*found)
         return self._checked(lambda: np.asarray(self).__reduce_ex__(protocol))
+
+    def to_dask(self, chunks: Any = None) -> dask.array.Array:
+        """Return a dask array whose blocks are read from the file by those who compute.
+
+        Parameters
+        ----------
+        chunks : int, tuple or str, optional
+            Shape of the blocks, as for `dask.array.from_array`.  Default: whole rows,
+            or columns in Fortran order, of dask's ``array.chunk-size`` in all, since
+            other blocks are spread over all of the file.
+
+        Returns
+        -------
+        dask.array.Array
+            Of the array's shape and dtype.  Its graph holds references of some hundred
+            bytes; each block is read to memory of its own, which goes when dask lets go
+            of it.
+
+        Raises
+        ------
+        ImportError
+            If dask is missing.
+        ValueError
+            If the file does not have the array's bytes: it is a copy, or was written
+            to since the last snapshot or flush, or can't be filled on demand here.
+        ClosedError
+            If the store is closed.
+
+        Notes
+        -----
+        Touches no page.  A block is of the state that the file has now, whatever
+        happens to the store.  ``dask.array.from_array(a)`` is the same.
+        """
+        from lazymem.dask import from_lazy
+
+        region = self._bound().region
+        if region is not None and region.released:
+            raise self._closed_error(region)
+        return from_lazy(self, chunks)
 
     def _part(self, part: Part, keeper: Any) -> LazyArray:
         """Return a part of the whole array, which keeps its keeper alive."""
@@ -601,6 +646,36 @@ class LazyArray(np.ndarray[Any, Any]):
             state = f"{resident} of {count} chunks resident"
         kind = "LazyArray" if self.flags.writeable else "LazyArray, read-only"
         return f"<{kind} {binding.info.name!r}: {self.shape} {self.dtype}, {state}>"
+
+
+def find_part(array: np.ndarray[Any, Any]) -> tuple[Origin, Part] | None:
+    """Return where a file has an array's bytes, if it has them.
+
+    Parameters
+    ----------
+    array : ndarray
+        A LazyArray, or an ordinary array over the memory of one.
+    """
+    owner: Any = array
+    while type(owner) is np.ndarray:
+        owner = owner.base
+    binding = owner._binding if isinstance(owner, LazyArray) else None
+    if binding is None or binding.origin is None or array.size == 0:
+        return None
+    region, origin = binding.region, binding.origin()
+    if region is None or region.released or origin is None:
+        return None
+    offset = array.__array_interface__["data"][0] - region.address
+    form = array.shape, array.strides, array.dtype
+    return origin, Part(binding.info.name, offset, *form)
+
+
+class _Memory(np.ndarray[Any, Any]):
+    """The bytes of an array.
+
+    A type of its own: numpy lets a view keep the first of its bases of another type, so
+    every ordinary view of a LazyArray has that as its base.
+    """
 
 
 _getitem = np.ndarray.__getitem__
@@ -659,12 +734,16 @@ def bind(
 ) -> LazyArray:
     """Return the array of an object over its memory."""
     # Through frombuffer(), which never lets anybody make read-only memory writable.
-    flat = np.frombuffer(memory, np.uint8)
+    flat = np.frombuffer(memory, np.uint8).view(_Memory)
     order: Any = info.order
     array: LazyArray = np.ndarray.__new__(
         LazyArray, info.shape, info.dtype, buffer=flat.data, order=order
     )
     array._binding = Binding(info, region, flat.flags.writeable, user_mode_only)
+    if "dask.tokenize" in sys.modules:
+        from lazymem.dask import register
+
+        register()
     return array
 
 
