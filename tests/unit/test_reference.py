@@ -7,10 +7,14 @@ import copy
 import multiprocessing
 import os
 import pickle
+import shutil
+import subprocess
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -187,6 +191,24 @@ def test_a_relative_path_is_of_the_folder_it_was_opened_in(
     np.testing.assert_array_equal(pickle.loads(pickled), A)
 
 
+def test_two_copies_of_a_file_that_went_on_are_told_apart(
+    path: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copy(path, tmp_path / "other.lzm"))
+    for file, value in ((path, 1), (other, 2)):
+        with lm.open(file, "r+") as store:
+            store["a"][0] = value
+            store.flush()
+            pickled = pickle.dumps(store["a"])
+        if file == path:
+            first = pickled
+            offset = store.commit.sequence, os.path.getsize(file)
+    assert offset == (store.commit.sequence, os.path.getsize(other))
+    os.replace(other, path)
+    with pytest.raises(lm.SnapshotNotFoundError, match=r"s\.lzm: .* another one"):
+        pickle.loads(first)
+
+
 def total(a: Any) -> tuple[str, float]:
     return type(a).__name__, float(a.sum(dtype="f8"))
 
@@ -204,3 +226,45 @@ def test_workers_get_references(
         found = pool.map(total, parts)
         expected = [float(part.sum(dtype="f8")) for part in np.split(A, 10)]
         assert found == [("LazyArray", x) for x in expected]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_an_executors_workers_get_references(
+    path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    context = multiprocessing.get_context(method)
+    with lm.open(path) as store, ProcessPoolExecutor(2, context) as pool:
+        a = store["a"]
+        assert list(pool.map(total, [a[:5], a[7:9]])) == [
+            ("LazyArray", float(A[:5].sum(dtype="f8"))),
+            ("LazyArray", float(A[7:9].sum(dtype="f8"))),
+        ]
+        assert a.residency().chunks_resident == 0
+
+
+def test_cloudpickle_and_a_fresh_process_get_a_reference(
+    path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    with lm.open(path) as store:
+        a = store["a"]
+        pickled = cloudpickle.dumps(lambda: (type(a).__name__, a.name, float(a[3, 4])))
+        assert len(pickled) < 3 * SIZE_MAX
+        assert a.residency().chunks_resident == 0
+    file = path.with_suffix(".pickle")
+    file.write_bytes(pickled)
+    script = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))())"
+    done = run_python(script, file)
+    assert done.stdout.strip() == str(("LazyArray", "a", float(A[3, 4]))), done.stderr
+
+
+@pytest.mark.parametrize("kind", ["here", "raised"])
+def test_an_error_is_pickled_with_all_it_says(path: Path, kind: str) -> None:
+    error: lm.LazyMemError = lm.FillError("no")
+    if kind == "raised":  # as one is that is raised from outside in a thread
+        error.path, error.offset, error.errno = "p", 5, 7
+        error = error.as_raiser(lambda: None)()
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is lm.FillError
+    for name in ("args", "path", "offset", "errno", "chunk_idx"):
+        assert getattr(again, name) == getattr(error, name)
