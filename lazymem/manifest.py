@@ -243,7 +243,7 @@ def object_info(path: str, name: str, entry: Any) -> ObjectInfo:
         info = ObjectInfo(
             name=name,
             shape=_shape(entry["shape"]),
-            dtype=_dtype(entry["dtype"]),
+            dtype=read_dtype(entry["dtype"]),
             order=_one_of(entry["order"], ("C", "F")),
             chunk_bytes=_integer(entry["chunk_bytes"]),
             codec=_one_of(entry["codec"], tuple(CODECS)),
@@ -308,7 +308,7 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(_integer(n) for n in value)
 
 
-def _dtype(descr: Any) -> np.dtype[Any]:
+def read_dtype(descr: Any) -> np.dtype[Any]:
     """Undo ``dtype_to_descr``: JSON has no tuples."""
     if isinstance(descr, str):
         return np.dtype(descr)
