@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -147,6 +148,15 @@ class OpenArrays:
         """Return the arrays that are kept, by name."""
         return dict(self._kept)
 
+    def is_held(self, name: str) -> bool:
+        """Return whether somebody else looks at the memory of a kept array."""
+        kept, plain = self._kept, 2  # who has it in any case, and getrefcount()
+        # A view refers to the array, or, if it is a plain one, to the array's base.
+        return name in kept and (
+            sys.getrefcount(kept[name]) > plain
+            or sys.getrefcount(kept[name].base) > plain
+        )
+
     def _prune(self) -> None:
         """Forget arrays that are gone: a store of many is walked through."""
         arrays = self._open.items()
@@ -222,6 +232,12 @@ def set_limit(limit: Limit) -> None:
     """
     found = (reference() for reference in list(_all.values()))
     set_default_limit(limit, [arrays for arrays in found if arrays is not None])
+
+
+def open_regions() -> list[_engine.RegionHandle]:
+    """Return the memory of all stores' arrays that is looked at."""
+    found = (reference() for reference in list(_all.values()))
+    return [region for arrays in found if arrays for region in arrays.regions()]
 
 
 def _after_fork() -> None:
