@@ -78,3 +78,17 @@ __all__ = [
     "save",
     "set_limit",
 ]
+
+
+def load_ipython_extension(shell: object) -> None:
+    """Give an IPython shell the magics of ``%load_ext lazymem``."""
+    from lazymem import ipython
+
+    ipython.register(shell)  # type: ignore[arg-type, unused-ignore]
+
+
+def unload_ipython_extension(shell: object) -> None:
+    """Close the stores that the magics have open."""
+    from lazymem import ipython
+
+    ipython.unregister(shell)  # type: ignore[arg-type, unused-ignore]
