@@ -39,9 +39,7 @@ class Sharing:
             others = self._blocks.setdefault(_root(memory), [])
             for other in others:
                 if other.refs is not block.refs and _overlap(memory, _memory(other)):
-                    block.refs = other.refs
-                    block.refs.add_reference(block)
-                    break
+                    _join(other.refs, block.refs)
             others.append(block)
 
 
@@ -58,6 +56,18 @@ def _root(array: Any) -> int:
     while isinstance(array.base, np.ndarray):
         array = array.base
     return address_of(array)
+
+
+def _join(refs: Any, into: Any) -> None:
+    """Let all that have some `refs` in common have others."""
+    for reference in list(refs.referenced_blocks):
+        found = reference()
+        if hasattr(found, "refs"):
+            found.refs = into
+            into.add_reference(found)
+        elif found is not None:  # an index
+            found._references = into
+            into.add_index_reference(found)
 
 
 def _overlap(a: Any, b: Any) -> bool:

@@ -68,7 +68,7 @@ def save(
     *names : str
         What to save; what the store has of others stays.  Default: all but modules,
         functions, classes and names that begin with an underscore; variables that are
-        gone by now are then gone from the store as well.
+        gone by now, or can't be saved, are then gone from the store as well.
     adopt : bool, optional
         Bind the names to the arrays of the store.  What is written to them later costs
         the next save what was written, and nothing else is compared.
@@ -314,11 +314,8 @@ class _Staged:
         self._stale = self._dumper.stale()
         used = kept | {leaf.ref.get("object") for leaf in self._dumper.leaves} | {_KEY}
         _write_document(store, _joined(self._own, others) if others else self._own)
-        self._unused = [
-            key for key in store if key not in used and memory.is_owned(store, key)
-        ]
-        for key in self._unused:
-            if not memory.is_held(store, key):
+        for key in [key for key in store if key not in used]:
+            if memory.is_owned(store, key) and not memory.is_held(store, key):
                 del store[key]
 
     def finish(self) -> None:
