@@ -50,7 +50,7 @@ class LazyMemMagics(Magics):  # type: ignore[misc, unused-ignore]
             %lazymem save FILE [NAME ...] [--adopt] [--replace] [--pickle]
             %lazymem restore FILE [NAME ...] [--trust-pickle]
             %lazymem checkpoint NAME [--pickle]
-            %lazymem rollback NAME
+            %lazymem rollback NAME [--trust-pickle]
             %lazymem status
             %%lazymem trace
 
@@ -129,10 +129,8 @@ class LazyMemMagics(Magics):  # type: ignore[misc, unused-ignore]
             raise SnapshotNotFoundError(
                 f"there is no checkpoint {words.name!r}; there is {told}"
             )
-        # Pickles of a store in memory were made in this kernel.
-        is_ours = store.path == "<memory>"
         info = session.rollback(
-            self.shell.user_ns, store, words.name, trust_pickle=is_ours
+            self.shell.user_ns, store, words.name, trust_pickle=words.trust_pickle
         )
         print(
             f"back at {words.name!r}: {info.chunks_dropped} chunks of memory given up, "
@@ -227,12 +225,12 @@ def _parser() -> argparse.ArgumentParser:
     save, restore = command("save", "file"), command("restore", "file")
     save.add_argument("--adopt", action="store_true")
     save.add_argument("--replace", action="store_true")
-    restore.add_argument("--trust-pickle", action="store_true")
     for found in (save, restore):
         found.add_argument("names", nargs="*")
     for found in (save, command("checkpoint", "name")):
         found.add_argument("--pickle", action="store_true")
-    command("rollback", "name")
+    for found in (restore, command("rollback", "name")):
+        found.add_argument("--trust-pickle", action="store_true")
     command("status")
     command("trace")
     return parser
