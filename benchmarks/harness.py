@@ -46,6 +46,9 @@ _VERSIONS_OF = (
     "joblib",
     "tensorstore",
     "safetensors",
+    "pandas",
+    "dill",
+    "kishu",
 )
 
 Spread = dict[str, float]

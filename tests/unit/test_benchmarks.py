@@ -44,6 +44,12 @@ CASES = {
         "scan and hot set",
         "write, double, read",
     ],
+    "session": [
+        "first save",
+        "save, 1 % changed",
+        "undo of a cell that changed 1 %",
+        "new kernel: restore",
+    ],
     "umap": [
         "umap",
         "lazymem",
