@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lazymem.arrays import open_regions
-from lazymem.errors import FormatError
+from lazymem.errors import FormatError, LazyMemError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -199,6 +199,8 @@ class Loader:
     ----------
     document : dict
         As :class:`Dumper` wrote it, with ``"names"`` and ``"nodes"``.
+    path : str
+        What errors call the store.
     array : callable
         Returns the array that a reference tells of.
     made : mapping from int, optional
@@ -210,6 +212,7 @@ class Loader:
     def __init__(
         self,
         document: Mapping[str, Any],
+        path: str,
         array: Callable[[Node], Array],
         made: Mapping[int, Any] | None = None,
         *,
@@ -219,7 +222,7 @@ class Loader:
         self.trust_pickle = trust_pickle
         self.sharing: Any = None
         """What pandas objects have in common; see :mod:`copy_on_write`."""
-        self._document = document
+        self._document, self._path = document, path
         self._made = dict(made or {})
         self._open: set[int] = set()
 
@@ -233,7 +236,7 @@ class Loader:
         ImportError
             If a package is missing.
         """
-        with _sense(f"variable {name!r}"):
+        with _sense(f"{self._path}: variable {name!r}"):
             return self.value(self._document["names"][name])
 
     def known(self) -> list[Any]:
@@ -311,9 +314,9 @@ def _nodes_in(dumped: Any) -> Iterator[int]:
 def _sense(of: str) -> Iterator[None]:
     try:
         yield
-    except FormatError:
+    except LazyMemError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as exc:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as exc:
         raise FormatError(f"{of}: the document makes no sense: {exc!r}") from exc
 
 

@@ -186,24 +186,19 @@ def _pieces(leaves: list[Leaf]) -> list[_Piece]:
 def _free_key(store: Store, where: str, is_taken: Callable[[str], bool]) -> str:
     """Return the name of an object that may be written, as like `where` as can be."""
     name = where.encode("utf-8", "replace").decode()
-    for n in count():
-        key = f"{name}~{n}" if n else name
-        if is_taken(key):
-            continue
-        if key not in store or (is_owned(store, key) and not is_held(store, key)):
-            return key
-    raise AssertionError("count() never ends")
+    keys = (f"{name}~{n}" if n else name for n in count())
+    return next(
+        key
+        for key in keys
+        if not is_taken(key) and (key not in store or is_disposable(store, key))
+    )
 
 
-def is_owned(store: Store, key: str) -> bool:
-    """Return whether an object was made here."""
-    return dict(store.info(key).attrs) == OWNED
-
-
-def is_held(store: Store, key: str) -> bool:
-    """Return whether somebody but the store looks at an object's memory."""
+def is_disposable(store: Store, key: str) -> bool:
+    """Return whether an object was made here, and nobody looks at its memory."""
     with store._arrays.lock:
-        return store._arrays.is_held(key)
+        is_held = store._arrays.is_held(key)
+    return not is_held and OWNED.keys() <= store.info(key).attrs.keys()
 
 
 def _write(store: Store, key: str, array: Array) -> bool:

@@ -8,6 +8,7 @@ import time
 import types
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -250,9 +251,7 @@ def restore(store: Store, *names: str, trust_pickle: bool = False) -> dict[str, 
             raise ObjectNotFoundError(
                 f"{store.path}: no variable {name!r} was saved; it has {known}"
             )
-    loader = Loader(
-        document, lambda ref: memory.fetch(store, ref), trust_pickle=trust_pickle
-    )
+    loader = _loader(document, store, trust_pickle=trust_pickle)
     found, left_out = {}, []
     for name in names or document["names"]:
         try:
@@ -315,7 +314,7 @@ class _Staged:
         used = kept | {leaf.ref.get("object") for leaf in self._dumper.leaves} | {_KEY}
         _write_document(store, _joined(self._own, others) if others else self._own)
         for key in [key for key in store if key not in used]:
-            if memory.is_owned(store, key) and not memory.is_held(store, key):
+            if memory.is_disposable(store, key):
                 del store[key]
 
     def finish(self) -> None:
@@ -329,12 +328,8 @@ class _Staged:
             for node, value in enumerate(self._dumper.objects)
             if node not in self._stale
         }
-        loader = Loader(
-            self._own,
-            lambda ref: memory.fetch(self._store, ref),
-            made,
-            trust_pickle=True,  # they were made here, a moment ago
-        )
+        # Pickles are to be trusted: they were made here, a moment ago.
+        loader = _loader(self._own, self._store, made, trust_pickle=True)
         self._adopted = tuple(
             name
             for name in self._own["names"]
@@ -359,6 +354,17 @@ def _worth_saving(namespace: Mapping[str, Any]) -> list[str]:
         for name, value in namespace.items()
         if not name.startswith("_") and not isinstance(value, _CODE)
     ]
+
+
+def _loader(
+    document: dict[str, Any],
+    store: Store,
+    made: Mapping[int, Any] | None = None,
+    *,
+    trust_pickle: bool,
+) -> Loader:
+    fetch = partial(memory.fetch, store)
+    return Loader(document, store.path, fetch, made, trust_pickle=trust_pickle)
 
 
 # ---- the document --------------------------------------------------------------------
