@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
     from lazymem import Store
-    from lazymem._engine import RegionHandle
     from lazymem.manifest import ObjectInfo
     from lazymem.session.document import Array, Leaf, Node
 
@@ -103,8 +101,9 @@ def place(store: Store, leaves: Sequence[Leaf], in_use: Container[str]) -> list[
             leaf.ref["object"] = key
             if _form(leaf.array) != _form(array):
                 leaf.ref |= _part(leaf.array, address_of(leaf.array) - piece.low)
-        regions = {leaf.region for leaf in piece.leaves if leaf.region}
-        if _reading(regions, partial(_write, store, key, array)):
+        for leaf in piece.leaves:
+            _load(leaf)
+        if _write(store, key, array):
             written.append(key)
     return written
 
@@ -201,6 +200,13 @@ def is_disposable(store: Store, key: str) -> bool:
     return not is_held and OWNED.keys() <= store.info(key).attrs.keys()
 
 
+def _load(leaf: Leaf) -> None:
+    """Fill what is another store's: what can't be read is not to be stored."""
+    if leaf.region is not None:
+        low, high = byte_bounds(leaf.array)
+        leaf.region.prefetch(low - leaf.region.address, high - low).wait()
+
+
 def _write(store: Store, key: str, array: Array) -> bool:
     """Have the bytes of an array in an object; return whether through its memory."""
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
@@ -221,19 +227,6 @@ def _write(store: Store, key: str, array: Array) -> bool:
 
     target._checked(copy)
     return True
-
-
-def _reading(regions: set[RegionHandle], write: Callable[[], bool]) -> bool:
-    """Write what is read from memory of other stores, and raise if that fails."""
-    before = {region: region.settle() for region in regions}
-    result = write()
-    for region, over in before.items():
-        error = None
-        if region.failures.begun != over:
-            error = _engine.take_failure() or region.last_error()
-        if error is not None:
-            raise error
-    return result
 
 
 def _flat(array: Array) -> Array:

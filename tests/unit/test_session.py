@@ -462,6 +462,77 @@ def test_without_userfaultfd_nothing_is_adopted(
     assert done.stdout.startswith("7\n")
 
 
+class Model:
+    """Variables as places in buffers, which a copy of all buffers brings back."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, Any] = {}
+        self.places: dict[str, tuple[int, slice]] = {}
+        self.kept: dict[str, Any] = {}
+
+    def keep(self, name: str) -> None:
+        buffers = {key: x.copy() for key, x in self.buffers.items()}
+        self.kept[name] = buffers, dict(self.places)
+
+    def go_back(self, name: str) -> None:
+        buffers, self.places = self.kept[name][0], dict(self.kept[name][1])
+        self.buffers = {key: x.copy() for key, x in buffers.items()}
+
+    def check(self, namespace: dict[str, Any]) -> None:
+        assert set(namespace) == set(self.places)
+        for name, (key, part) in self.places.items():
+            np.testing.assert_array_equal(namespace[name], self.buffers[key][part])
+
+
+@pytest.mark.needs_uffd
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_done_variables_are_what_they_are_to_be(
+    seed: int, store: lm.Store
+) -> None:
+    rng, model = np.random.default_rng(seed), Model()
+    namespace: dict[str, Any] = {}
+    for step in range(150):
+        name = "abcdef"[rng.integers(6)]
+        others = list(model.places)
+        action = rng.integers(10)
+        if action < 2 or not others:  # a new array
+            key, n = step, int(rng.integers(1, 60_000))
+            model.buffers[key] = rng.integers(0, 9, n)
+            namespace[name] = model.buffers[key].copy()
+            model.places[name] = key, slice(0, n)
+        elif action == 2:  # another name, of all or a part
+            key, part = model.places[others[rng.integers(len(others))]]
+            source = namespace[
+                next(x for x in others if model.places[x] == (key, part))
+            ]
+            low = int(rng.integers(0, len(source)))
+            high = int(rng.integers(low, len(source))) + 1
+            namespace[name] = source[low:high] if rng.random() < 0.7 else source
+            if namespace[name] is not source:
+                part = slice(part.start + low, part.start + high)
+            model.places[name] = key, part
+        elif action < 6:  # some elements
+            key, part = model.places[others[0]]
+            at = int(rng.integers(0, part.stop - part.start))
+            namespace[others[0]][at] = model.buffers[key][part.start + at] = step
+        elif action == 6:
+            namespace.pop(others[-1])
+            model.places.pop(others[-1])
+        elif action == 7:
+            session.save(namespace, store, adopt=bool(rng.random() < 0.5))
+            found = session.restore(lm.open(store.path))
+            model.check(found)
+        elif action == 8:
+            session.checkpoint(namespace, store, str(step))
+            model.keep(str(step))
+        elif model.kept:
+            back_to = list(model.kept)[rng.integers(len(model.kept))]
+            session.save(namespace, store)  # what was never saved would stay
+            session.rollback(namespace, store, back_to)
+            model.go_back(back_to)
+        model.check(namespace)
+
+
 # ---- files that make no sense --------------------------------------------------------
 
 
