@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lazymem import session
@@ -40,6 +41,8 @@ class LazyMemMagics(Magics):  # type: ignore[misc, unused-ignore]
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._stores: dict[str, Store] = {}
+        self._seen: defaultdict[str, set[str]] = defaultdict(set)
+        """Names that were saved to a file, or restored from it, in this kernel."""
 
     @line_cell_magic  # type: ignore[misc, unused-ignore]
     def lazymem(self, line: str, cell: str | None = None) -> None:
@@ -83,21 +86,13 @@ class LazyMemMagics(Magics):  # type: ignore[misc, unused-ignore]
 
     def _save(self, words: Any) -> None:
         names, path = self._variables(), _absolute(words.file)
-        is_known = path in self._stores
         store = self._open(path, may_create=True)
-        foreign = set(session.names_in(store)) - set(names)
-        if foreign and not (is_known or words.names or words.replace):
-            raise UsageError(
-                f"{path} holds {', '.join(sorted(foreign))}, which are no variables "
-                "here: restore it first, save some NAMEs, or --replace what it holds"
-            )
-        self._report(
-            session.save(
-                names, store, *words.names, adopt=words.adopt, pickle=words.pickle
-            ),
-            names,
-            path,
+        if not (words.names or words.replace):
+            self._check_foreign(store, names)
+        info = session.save(
+            names, store, *words.names, adopt=words.adopt, pickle=words.pickle
         )
+        self._report(info, names, path)
 
     def _restore(self, words: Any) -> None:
         store = self._open(_absolute(words.file))
@@ -108,6 +103,7 @@ class LazyMemMagics(Magics):  # type: ignore[misc, unused-ignore]
             )
         found = session.restore(store, *words.names, trust_pickle=words.trust_pickle)
         self.shell.user_ns.update(found)
+        self._seen[store.path].update(found)
         print(f"restored {', '.join(found) or 'nothing'} from {store.path}")
 
     def _checkpoint(self, words: Any) -> None:
@@ -115,6 +111,7 @@ class LazyMemMagics(Magics):  # type: ignore[misc, unused-ignore]
             store = Store()
             self._stores[store.path] = store
         names, store = self._variables(), list(self._stores.values())[-1]
+        self._check_foreign(store, names)
         info, _ = session.checkpoint(names, store, words.name, pickle=words.pickle)
         self._report(info, names, store.path)
 
@@ -186,7 +183,18 @@ class LazyMemMagics(Magics):  # type: ignore[misc, unused-ignore]
         self._stores[path] = store
         return store
 
+    def _check_foreign(self, store: Store, names: dict[str, Any]) -> None:
+        """Refuse to replace what this kernel knows nothing of."""
+        foreign = set(session.names_in(store)) - set(names) - self._seen[store.path]
+        if foreign:
+            raise UsageError(
+                f"{store.path} holds {', '.join(sorted(foreign))}, which are no "
+                "variables here: restore it first, save some NAMEs, or save with "
+                "--replace"
+            )
+
     def _report(self, info: session.SaveInfo, names: dict[str, Any], path: str) -> None:
+        self._seen[path].update(info.saved)
         for name in info.adopted:
             self.shell.user_ns[name] = names[name]
         print(

@@ -107,11 +107,14 @@ def test_a_file_of_another_session_is_not_replaced_by_accident(
     shell = new_shell()
     cell(shell, "mine = 1\n%lazymem save work.lzm")
     shell = new_shell()
-    assert "holds mine, which are" in cell(shell, "%lazymem save work.lzm")
     cell(shell, "other = 2\n%lazymem save work.lzm other")
+    for command in ("save work.lzm", "checkpoint a", "save work.lzm"):
+        assert "holds mine, which are" in cell(shell, f"%lazymem {command}")
     assert set(session.names_in(lm.open("work.lzm"))) == {"mine", "other", "big"}
-    cell(shell, "%lazymem save work.lzm")
+    cell(shell, "%lazymem save work.lzm --replace")
     assert set(session.names_in(lm.open("work.lzm"))) == {"other", "big"}
+    cell(shell, "del other\n%lazymem save work.lzm")  # it was ours
+    assert session.names_in(lm.open("work.lzm")) == ("big",)
 
 
 def test_a_file_is_opened_once_and_closed_with_the_extension(
