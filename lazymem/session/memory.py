@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
     from lazymem import Store
+    from lazymem._engine import RegionHandle
     from lazymem.manifest import ObjectInfo
     from lazymem.session.document import Array, Leaf, Node
 
@@ -90,7 +91,8 @@ def place(store: Store, leaves: Sequence[Leaf], in_use: Container[str]) -> list[
     list of str
         Objects of whose array some chunks were written, and are in memory.
     """
-    others = [leaf for leaf in leaves if not _is_found(leaf, store)]
+    ours = _tracked(store)
+    others = [leaf for leaf in leaves if not _is_found(leaf, store, ours)]
     taken = {leaf.ref["object"] for leaf in leaves if "object" in leaf.ref}
     written = []
     for piece in _pieces(others):
@@ -133,15 +135,18 @@ def fetch(store: Store, ref: Node) -> Array:
 # ---- memory that is the store's ------------------------------------------------------
 
 
-def _is_found(leaf: Leaf, store: Store) -> bool:
+def _tracked(store: Store) -> dict[str, RegionHandle]:
+    with store._arrays.lock:
+        return store._arrays.tracked()
+
+
+def _is_found(leaf: Leaf, store: Store, ours: dict[str, RegionHandle]) -> bool:
     """Enter where an array is, if it needs no place: it is the store's, or empty."""
     array, region = leaf.array, leaf.region
     if array.nbytes == 0:
         descr = np.lib.format.dtype_to_descr(array.dtype)
         leaf.ref |= {"shape": list(array.shape), "dtype": descr}
-    elif (
-        region is not None and store._arrays.tracked().get(region.object.name) is region
-    ):
+    elif region is not None and ours.get(region.object.name) is region:
         leaf.ref["object"] = region.object.name
         if store._arrays.get(region.object.name) is not array:
             leaf.ref |= _part(array, address_of(array) - region.address)
@@ -241,7 +246,7 @@ def _changed_chunks(store: Store, key: str, array: Array) -> list[int] | None:
     order = "C" if array.flags.c_contiguous else "F"
     if (info.shape, info.dtype, info.order) != (array.shape, array.dtype, order):
         return None
-    held = store._arrays.tracked().get(key)
+    held = _tracked(store).get(key)
     if held is not None and held.dirty():
         return None  # the file does not have what the memory has
     changed: list[int] = []
