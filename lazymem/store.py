@@ -148,6 +148,10 @@ class Store(Mapping[str, LazyArray]):
 
     # ---- mapping ---------------------------------------------------------------------
 
+    # Mapping would compare all arrays, and have no hash.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __getitem__(self, name: str) -> LazyArray:
         with self._arrays.lock:
             if self._closed:

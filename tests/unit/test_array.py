@@ -248,6 +248,16 @@ def test_a_store_is_a_mapping(path: Path) -> None:
         )
 
 
+def test_a_store_is_equal_to_itself_alone_and_can_be_a_key(path: Path) -> None:
+    with lm.open(path) as store, lm.open(path) as other:
+        assert store == store
+        assert store != other
+        assert store != dict(store)
+        assert {store: 1, other: 2}[store] == 1
+        assert other in {store, other}
+        assert store.stats().arrays == other.stats().arrays == {}
+
+
 def test_blocks_give_the_bytes_without_the_array(path: Path) -> None:
     with lm.open(path) as store:
         for name, expected in (("a", A.tobytes()), ("f", A.T.tobytes())):
