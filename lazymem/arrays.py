@@ -211,6 +211,11 @@ class OpenArrays:
 _all: dict[int, weakref.ref[OpenArrays]] = {}
 
 
+def _living() -> list[OpenArrays]:
+    found = (reference() for reference in list(_all.values()))
+    return [arrays for arrays in found if arrays is not None]
+
+
 def set_limit(limit: Limit) -> None:
     """Bound the memory of the arrays of all stores that have no limit of their own.
 
@@ -230,14 +235,12 @@ def set_limit(limit: Limit) -> None:
     Stores of mode ``"c"`` that were opened before are not bound: nobody knows what was
     written to their arrays.  See :func:`lazymem.open` for what a limit means.
     """
-    found = (reference() for reference in list(_all.values()))
-    set_default_limit(limit, [arrays for arrays in found if arrays is not None])
+    set_default_limit(limit, _living())
 
 
 def open_regions() -> list[_engine.RegionHandle]:
     """Return the memory of all stores' arrays that is looked at."""
-    found = (reference() for reference in list(_all.values()))
-    return [region for arrays in found if arrays for region in arrays.regions()]
+    return [region for arrays in _living() for region in arrays.regions()]
 
 
 def _after_fork() -> None:
@@ -245,12 +248,10 @@ def _after_fork() -> None:
 
     What it writes is its own: nobody but the parent may append to the file.
     """
-    for reference in list(_all.values()):
-        arrays = reference()
-        if arrays is not None:
-            arrays.lock = threading.Lock()
-            if arrays.mode == "r+":
-                arrays.mode = "c"
+    for arrays in _living():
+        arrays.lock = threading.Lock()
+        if arrays.mode == "r+":
+            arrays.mode = "c"
 
 
 os.register_at_fork(after_in_child=_after_fork)
