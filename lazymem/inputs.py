@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazymem import formats
 from lazymem.errors import LazyMemWarning
 from lazymem.sources import Source, check_dtype, from_array
 
@@ -112,8 +113,6 @@ def _is_path(value: Any) -> bool:
 
 def _open_file(path: Any, only: Sequence[str] | None, stack: ExitStack) -> Contents:
     """Open a file, and say what of it can't be kept."""
-    from lazymem import formats  # not for those who only read
-
     path = os.fspath(path)
     contents = formats.open_file(path, stack).only(only)
     if contents.left_out:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lazymem import _engine, files, history, inputs, manifest
+from lazymem import _engine, files, history, manifest
 from lazymem.array import LazyArray, closed_error
 from lazymem.attrs import Attrs, Change
 from lazymem.encoding import Encoding, default_layout, unseen_layout
@@ -216,6 +216,8 @@ class Workspace:
         **encoding: Any,
     ) -> None:
         """Store a whole array under a name, whatever was there."""
+        from lazymem import inputs  # not for those who only read
+
         what = f"store[{name!r}] = ..."
         self.check(what)
         with ExitStack() as stack:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lazymem import _engine, files, inputs, manifest, sources
+from lazymem import _engine, files, manifest, sources
 from lazymem.encoding import Encoding, Layout, choose_layout, default_layout
 from lazymem.manifest import ObjectInfo
 from lazymem.progress import Meter, Progress, meter
@@ -442,6 +442,8 @@ def save(
     for name in named:
         if isinstance(arrays, Mapping) and name in arrays:
             raise ValueError(f"two objects are named {name!r}")
+    from lazymem import inputs  # not for those who only read
+
     with ExitStack() as stack:
         found, file_attrs = inputs.collect(arrays, named, only, stack)
         total = sum(source.nbytes for source in found.values())
