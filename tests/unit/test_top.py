@@ -74,11 +74,17 @@ def run(*args: object) -> Result:
     return CliRunner().invoke(cli.cli, ["top", *map(str, args)])
 
 
+def seen(pid: int) -> dict[str, Any]:
+    """Return what the first store of a process shows; nothing, before it does."""
+    stores = (s["stores"] for s in top.samples() if s["pid"] == pid)
+    return next((rows[0] for rows in stores if rows), {})
+
+
 @pytest.mark.needs_uffd
 def test_a_process_shows_its_counters_until_it_ends(folder: Path, store: Path) -> None:
     with running(store) as child:
         file = folder / f"{child.pid}.json"
-        wait_until(file.exists)
+        wait_until(lambda: seen(child.pid).get("bytes_dirty"))
         assert folder.stat().st_mode & 0o777 == 0o700
         assert file.stat().st_mode & 0o777 == 0o600
         (sample,) = json.loads(run("--json").stdout)
@@ -108,7 +114,7 @@ def test_rates_are_of_the_last_moment(
     monkeypatch.setattr(top, "_publisher", None)
 
     def row() -> dict[str, Any]:
-        return next((s["stores"][0] for s in top.samples() if s["stores"]), {})
+        return seen(os.getpid())
 
     with lm.open(store) as opened:
         x = opened["x"]
