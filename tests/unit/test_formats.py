@@ -700,7 +700,7 @@ import {module}
 {extra}
 p, out = sys.argv[1:]
 if os.fork() == 0:
-    a = (np.arange(200 << 18) % 1000).astype('f4').reshape(-1, 4096)
+    a = (np.arange(120 << 18) % 1000).astype('f4').reshape(-1, 4096)
     {make}
     os._exit(0)
 assert os.wait()[1] == 0
@@ -718,8 +718,8 @@ print((peak() - before) >> 10)
     assert done.returncode == 0, done.stderr
     with lm.open(tmp_path / "out.lzm") as store:
         (name,) = store
-        assert store.info(name).nbytes == 200 << 20
-        assert store[name].reshape(-1)[[0, 12_345, -1]].tolist() == [0, 345, 799]
+        assert store.info(name).nbytes == 120 << 20
+        assert store[name].reshape(-1)[[0, 12_345, -1]].tolist() == [0, 345, 279]
     assert int(done.stdout) < 60
 
 
