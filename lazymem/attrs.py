@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from lazymem.manifest import check_attrs
 
+DIMS = "_dims"
+"""The attribute of an object that names its dimensions, one by one."""
 Change: TypeAlias = Callable[[dict[str, Any]], None]
 """Changes the attributes in place."""
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from lazymem import reference
 from lazymem.array import LazyArray, find_part
+from lazymem.extras import needs
 
 if TYPE_CHECKING:
     import dask.array
@@ -73,10 +74,8 @@ def _copy(array: LazyArray) -> np.ndarray[Any, Any]:
 
 def from_lazy(array: LazyArray, chunks: Any) -> dask.array.Array:
     """Do what :meth:`LazyArray.to_dask` says."""
-    try:
+    with needs("dask"):
         import dask.array
-    except ImportError as exc:
-        raise ImportError("dask is missing: pip install 'lazymem[dask]'") from exc
     part = find_part(array)
     if part is None:
         raise ValueError(

@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lazymem import session
 from lazymem.errors import LazyMemError, SnapshotNotFoundError, UnsavedChangesError
+from lazymem.extras import needs
 from lazymem.linetrace import LineTrace, table
 from lazymem.store import Store, open
 
-try:
+with needs("ipython"):
     from IPython.core.error import UsageError
     from IPython.core.magic import Magics, line_cell_magic, magics_class
-except ImportError as exc:
-    raise ImportError(
-        "the magics need IPython: pip install 'lazymem[ipython]'"
-    ) from exc
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lazymem import reference
 from lazymem.array import find_part
+from lazymem.extras import needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,11 +53,9 @@ def by_reference(**options: Any) -> joblib.parallel_config:
     ...     print(*joblib.Parallel()(joblib.delayed(np.trace)(x) for _ in range(2)))
     1000.0 1000.0
     """
-    try:
+    with needs("joblib"):
         import joblib
         from joblib.parallel import LokyBackend
-    except ImportError as exc:
-        raise ImportError("joblib is missing: pip install 'lazymem[joblib]'") from exc
 
     class Backend(LokyBackend):  # type: ignore[misc]
         def configure(self, *args: Any, **kwargs: Any) -> Any:

@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lazymem.array import LazyArray, find_part
+from lazymem.attrs import DIMS
 from lazymem.dask import Blocks
+from lazymem.extras import needs
 from lazymem.store import Store, open
 from lazymem.writer import Writer
 
-try:
+with needs("xarray"):
     import xarray
     from xarray.backends import BackendArray, BackendEntrypoint
     from xarray.core import indexing
-except ImportError as exc:
-    raise ImportError("xarray is missing: pip install 'lazymem[xarray]'") from exc
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping
 
     from lazymem.history import SnapshotRef
 
-_DIMS, _COORDS = "_dims", "_coords"
+_COORDS = "_coords"
 _BLOCK_BYTES = 64 << 20
 """Of a block that is written, and of dask's where they are left to us."""
 
@@ -116,7 +116,7 @@ class _Close:
 
 def _variable(array: LazyArray, name: str) -> xarray.Variable:
     attrs = dict(array.attrs)
-    dims = attrs.pop(_DIMS, [f"{name}_{i}" for i in range(array.ndim)])
+    dims = attrs.pop(DIMS, [f"{name}_{i}" for i in range(array.ndim)])
     data = indexing.LazilyIndexedArray(_Data(array))
     encoding = {}
     if array.nbytes > _BLOCK_BYTES:  # else one block will do
@@ -204,7 +204,7 @@ def save(dataset: xarray.Dataset, path: str | os.PathLike[str], **encoding: Any)
 
 
 def _write(writer: Writer, name: Any, variable: xarray.Variable) -> None:
-    attrs = _attrs(variable.attrs, f"variable {name!r}", _DIMS, list(variable.dims))
+    attrs = _attrs(variable.attrs, f"variable {name!r}", DIMS, list(variable.dims))
     dtype = variable.dtype
     if not isinstance(dtype, np.dtype) or dtype.kind in ("O", "T"):
         variable = variable.copy(data=_strings(np.asarray(variable.values), name))

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazymem.attrs import DIMS
 from lazymem.errors import FormatError, LazyMemError
+from lazymem.extras import needs
 
 if TYPE_CHECKING:
     from lazymem.sources import Bytes, Source
 
-DIMS = "_dims"
-"""The attribute of an object that names its dimensions, which xarray needs, too."""
 _REFUSED = object()
 
 
@@ -79,6 +79,12 @@ class Contents:
         }
         return replace(self, sources=sources, left_out=left_out)
 
+    def add_group(self, name: str, raw: Mapping[str, Any]) -> None:
+        """Add the attributes of a group."""
+        attrs = self.json_attrs(raw, name)
+        if attrs:
+            self.attrs[f"{name}/"] = attrs
+
     def json_attrs(self, raw: Mapping[str, Any], of: str = "") -> dict[str, Any]:
         """Return the attributes that JSON holds; the others are left out, noted."""
         kept = {}
@@ -104,13 +110,27 @@ def with_dims(
     return {DIMS: [dim or f"dim_{i}" for i, dim in enumerate(dims)], **attrs}
 
 
-def group_names(attrs: Mapping[str, Any]) -> list[str]:
-    """Return the groups whose attributes are among those of a store."""
-    return [
-        key[:-1]
-        for key, value in attrs.items()
-        if key[-1:] == "/" and key[:-1] and isinstance(value, dict)
-    ]
+def by_group(
+    attrs: Mapping[str, Any], root: Any, kind: type
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the groups of a file that is written, each with its part of attributes.
+
+    Parameters
+    ----------
+    attrs : mapping
+        Of the store; as `Contents.attrs`.
+    root : Any
+        The file; its ``get()`` returns what has a name.
+    kind : type
+        Of groups.
+    """
+    rest, found = dict(attrs), []
+    for key, value in attrs.items():
+        if key[-1:] == "/" and key[:-1] and isinstance(value, dict):
+            group = root.get(key[:-1])
+            if isinstance(group, kind):
+                found.append((group, rest.pop(key)))
+    return [*found, (root, rest)]
 
 
 def _plain(value: Any) -> Any:
@@ -152,15 +172,9 @@ def library(name: str, extra: str) -> Any:
     ImportError
         If it is not installed; says which extra brings it.
     """
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.partition(".")[0] != name.partition(".")[0]:
-            raise
-        raise ImportError(
-            f"{name} is needed for such files: pip install 'lazymem[{extra}]'",
-            name=exc.name,
-        ) from None
+    with needs(extra):
+        found = import_module(name)
+    return found
 
 
 def damaged(path: str, name: str | None, reason: object) -> FormatError:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazymem.attrs import DIMS
 from lazymem.formats.chunked import chunk_shape, slabs, sliced_blocks
 from lazymem.formats.contents import (
-    DIMS,
     Contents,
+    by_group,
     damaged,
-    group_names,
     library,
     naming,
     with_dims,
@@ -46,9 +46,7 @@ def open_file(path: str, stack: ExitStack) -> Contents:
         contents.attrs = contents.json_attrs(file.attrs)
         for name, obj in _walk(h5py, file, contents, {_address(h5py, file)}):
             if isinstance(obj, h5py.Group):
-                attrs = contents.json_attrs(obj.attrs, name)
-                if attrs:
-                    contents.attrs[f"{name}/"] = attrs
+                contents.add_group(name, obj.attrs)
             elif isinstance(obj, h5py.Dataset):
                 with naming(path, name):
                     _add(h5py, contents, name, obj)
@@ -199,12 +197,9 @@ def _write_all(
             dataset[index] = slab.view(dataset.dtype)
             sink.check()
             m.part(slab.nbytes)(1, 1)
-    attrs = dict(store.attrs)
     with naming(store.path):
-        for group in group_names(attrs):
-            if isinstance(file.get(group), h5py.Group):
-                _write_attrs(file[group], attrs.pop(f"{group}/"))
-        _write_attrs(file, attrs)
+        for group, attrs in by_group(store.attrs, file, h5py.Group):
+            _write_attrs(group, attrs)
 
 
 def _create(h5py: Any, file: Any, info: lm.ObjectInfo) -> Any:

@@ -7,11 +7,11 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lazymem.attrs import DIMS
 from lazymem.formats.chunked import chunk_shape, slabs, sliced_blocks
 from lazymem.formats.contents import (
-    DIMS,
     Contents,
-    group_names,
+    by_group,
     library,
     naming,
     with_dims,
@@ -53,9 +53,7 @@ def open_file(path: str, stack: ExitStack) -> Contents:
             if isinstance(node, zarr.Array):
                 _add(contents, name, node)
             else:
-                attrs = contents.json_attrs(node.attrs.asdict(), name)
-                if attrs:
-                    contents.attrs[f"{name}/"] = attrs
+                contents.add_group(name, node.attrs.asdict())
     return contents
 
 
@@ -80,7 +78,6 @@ def write(path: str, store: lm.Store, infos: list[lm.ObjectInfo], m: Meter) -> N
         If an object's dtype or name has no place in Zarr.
     """
     zarr = library("zarr", "zarr")
-    attrs = dict(store.attrs)
     root = zarr.open_group(path, mode="w-")
     for info in infos:
         with naming(store.path, info.name):
@@ -98,7 +95,5 @@ def write(path: str, store: lm.Store, infos: list[lm.ObjectInfo], m: Meter) -> N
             array[index] = slab
             m.part(slab.nbytes)(1, 1)
     with naming(store.path):
-        for group in group_names(attrs):
-            if isinstance(root.get(group), zarr.Group):
-                root[group].attrs.update(attrs.pop(f"{group}/"))
-        root.attrs.update(attrs)
+        for group, attrs in by_group(store.attrs, root, zarr.Group):
+            group.attrs.update(attrs)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazymem.extras import needs
 from lazymem.session.document import UnsupportedValueError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _code(value: Any) -> int:
 
 def _of_code(code: int) -> Any:
     if code == _NA:
-        import pandas as pd
-
+        with needs("pandas"):
+            import pandas as pd
         return pd.NA
     return None if code == _NONE else float("nan")
