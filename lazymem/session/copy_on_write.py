@@ -36,6 +36,8 @@ class Sharing:
         """Let a frame or series know of those that look at the same memory."""
         for block in value._mgr.blocks:
             memory = _memory(block)
+            if not isinstance(memory, np.ndarray):
+                continue  # Arrow's own, which nobody writes to
             others = self._blocks.setdefault(_root(memory), [])
             for other in others:
                 if other.refs is not block.refs and _overlap(memory, _memory(other)):
