@@ -20,6 +20,7 @@ import numpy as np
 
 from lazymem.arrays import open_regions
 from lazymem.errors import FormatError, LazyMemError
+from lazymem.extras import needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,8 @@ _MODULES = {
     "pickle": "pickled",
 }
 """Where the values of each package are taken apart and put together."""
+
+CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 
 
 class UnsupportedValueError(Exception):
@@ -135,11 +138,11 @@ class Dumper:
         package = type(value).__module__.partition(".")[0]
         before = len(self.nodes), len(self.leaves)
         try:
-            if package not in _MODULES or isinstance(value, _CODE):
+            if package not in _MODULES or isinstance(value, CODE):
                 raise UnsupportedValueError(_no_form(value))
             dumped: Node = _module(package).dump(value, self, where)
         except UnsupportedValueError:
-            if not self._may_pickle or isinstance(value, _CODE):
+            if not self._may_pickle or isinstance(value, CODE):
                 raise
             self._forget_from(*before)
             self._parts[-1] = ([], [])
@@ -207,6 +210,8 @@ class Loader:
         Objects of nodes that are there already.
     trust_pickle : bool
         Whether pickles may run what code they please.
+    is_own : bool
+        Whether the values were taken apart here, a moment ago: nothing is distrusted.
     """
 
     def __init__(
@@ -217,9 +222,10 @@ class Loader:
         made: Mapping[int, Any] | None = None,
         *,
         trust_pickle: bool = False,
+        is_own: bool = False,
     ) -> None:
         self.array = array
-        self.trust_pickle = trust_pickle
+        self.trust_pickle, self.is_own = trust_pickle or is_own, is_own
         self.sharing: Any = None
         """What pandas objects have in common; see :mod:`copy_on_write`."""
         self._document, self._path = document, path
@@ -254,14 +260,8 @@ class Loader:
             self._open.add(index)
             node = self._document["nodes"][index]
             package = node["kind"].partition(".")[0]
-            try:
+            with needs(package):
                 self._made[index] = _module(package).load(node, self)
-            except ModuleNotFoundError as exc:
-                if exc.name != package:
-                    raise
-                raise ImportError(
-                    f"{package} is missing: pip install 'lazymem[{package}]'"
-                ) from exc
             self._open.discard(index)
         return self._made[index]
 
@@ -300,14 +300,17 @@ def reachable(document: Mapping[str, Any], name: str) -> Iterator[int]:
 
 
 def _nodes_in(dumped: Any) -> Iterator[int]:
+    return (part["node"] for part in dicts_in(dumped) if set(part) == {"node"})
+
+
+def dicts_in(dumped: Any) -> Iterator[Node]:
+    """Yield the dicts in a part of a document, itself among them."""
+    if isinstance(dumped, dict):
+        yield dumped
+        dumped = list(dumped.values())
     if isinstance(dumped, list):
         for part in dumped:
-            if isinstance(part, (dict, list)):
-                yield from _nodes_in(part)
-    elif isinstance(dumped, dict):
-        if set(dumped) == {"node"}:
-            yield dumped["node"]
-        yield from _nodes_in(list(dumped.values()))
+            yield from dicts_in(part)
 
 
 @contextmanager
@@ -324,14 +327,11 @@ def _module(package: str) -> Any:
     return import_module(f"lazymem.session.{_MODULES[package]}")
 
 
-_CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
-
-
 def _no_form(value: Any) -> str:
     kind = type(value)
     if isinstance(value, types.ModuleType):
         return "it is a module: import it again"
-    if isinstance(value, _CODE):
+    if isinstance(value, CODE):
         return "it is code, whose place is in a cell or a file"
     return f"{kind.__module__}.{kind.__qualname__} has no form here but a pickle"
 

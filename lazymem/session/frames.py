@@ -7,6 +7,7 @@ pandas keeps as Python's objects or in memory of Arrow's own.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from lazymem.session.document import UnsupportedValueError
 if TYPE_CHECKING:
     from lazymem.session.document import Dumper, Loader, Node
 
+_PIECE_BYTES = 64 << 20
 _MASKED = {
     "i": pd.arrays.IntegerArray,
     "u": pd.arrays.IntegerArray,
@@ -137,12 +139,10 @@ def _load_array(node: Node, back: Loader) -> Any:
         dtype = pd.StringDtype(node["storage"], na_value=missing)
         return pd.array(objects.load(node, back), dtype=dtype)
     if kind == "category":
-        return pd.Categorical.from_codes(
-            np.asarray(back.array(node["codes"])),
-            back.value(node["categories"]),
-            ordered=node["ordered"],
-            validate=False,  # it would touch all of them
-        )
+        categories = back.value(node["categories"])
+        codes = _load_codes(node["codes"], len(categories), back)
+        dtype = pd.CategoricalDtype(categories, node["ordered"])
+        return pd.Categorical.from_codes(codes, dtype=dtype, validate=False)
     values = np.asarray(back.array(node["values"]))
     if kind == "masked":
         mask = np.asarray(back.array(node["mask"]))
@@ -154,6 +154,22 @@ def _load_array(node: Node, back: Loader) -> Any:
         dtype = pd.DatetimeTZDtype(unit, node["tz"])
         return pd.DatetimeIndex(values.view("i8"), dtype=dtype, copy=False).array
     return values
+
+
+def _load_codes(ref: Node, count: int, back: Loader) -> Any:
+    """Return codes of categories, none of which leads pandas out of its memory."""
+    codes = back.array(ref)
+    if codes.ndim != 1 or codes.dtype.kind != "i":
+        raise ValueError(f"codes of shape {codes.shape} and dtype {codes.dtype}")
+    step = _PIECE_BYTES // codes.itemsize
+    for start in range(0, 0 if back.is_own else codes.size, step):
+        piece: Any = codes[start : start + step]
+        if piece.min() < -1 or piece.max() >= count:
+            raise ValueError(f"a code that is of none of {count} categories")
+        if codes.size > step:
+            with suppress(ValueError):  # mode "c" keeps what may have been written
+                piece.evict()
+    return np.asarray(codes)
 
 
 # ---- indexes -------------------------------------------------------------------------
@@ -182,12 +198,13 @@ def _load_index(node: Node, back: Loader) -> Any:
     if "range" in node:
         return pd.RangeIndex(*node["range"], name=names[0])
     if "levels" in node:
+        levels = [back.value(level) for level in node["levels"]]
+        codes = [
+            _load_codes(ref, len(level), back)
+            for ref, level in zip(node["codes"], levels, strict=True)
+        ]
         return pd.MultiIndex(
-            [back.value(level) for level in node["levels"]],
-            [np.asarray(back.array(codes)) for codes in node["codes"]],
-            names=names,
-            verify_integrity=False,  # it would touch all of them
-            copy=False,
+            levels, codes, names=names, verify_integrity=False, copy=False
         )
     array = _load_array(node["data"], back)
     index = pd.Index(array, name=names[0], copy=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import time
-import types
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -21,17 +20,23 @@ from lazymem.errors import (
     UnsupportedKernelError,
 )
 from lazymem.session import memory
-from lazymem.session.document import Dumper, Loader, UnsupportedValueError, reachable
+from lazymem.session.document import (
+    CODE,
+    Dumper,
+    Loader,
+    UnsupportedValueError,
+    dicts_in,
+    reachable,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, MutableMapping
+    from collections.abc import Mapping, MutableMapping
 
     from lazymem import RestoreInfo, SnapshotInfo, Store
 
 _KEY = ".session"
 """The object that holds the document: no variable has a dot."""
 _FORMAT = 1
-_CODE = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 
 
 @dataclass(frozen=True)
@@ -241,8 +246,10 @@ def restore(store: Store, *names: str, trust_pickle: bool = False) -> dict[str, 
 
     Notes
     -----
-    Costs a look at the variables; no page of an array is touched, but for strings,
-    which are made at once.
+    Costs a look at the variables.  No page of an array is touched, but for strings,
+    which are made at once, and for the codes of categories: pandas would read whatever
+    memory a wrong one leads to, so each is looked at.  Codes of more than 64 MiB are
+    read in pieces, whose memory is given back where the store's mode is not ``"c"``.
     """
     document = _read(store)
     for name in names:
@@ -328,8 +335,7 @@ class _Staged:
             for node, value in enumerate(self._dumper.objects)
             if node not in self._stale
         }
-        # Pickles are to be trusted: they were made here, a moment ago.
-        loader = _loader(self._own, self._store, made, trust_pickle=True)
+        loader = _loader(self._own, self._store, made, is_own=True)
         self._adopted = tuple(
             name
             for name in self._own["names"]
@@ -352,7 +358,7 @@ def _worth_saving(namespace: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, value in namespace.items()
-        if not name.startswith("_") and not isinstance(value, _CODE)
+        if not name.startswith("_") and not isinstance(value, CODE)
     ]
 
 
@@ -360,11 +366,10 @@ def _loader(
     document: dict[str, Any],
     store: Store,
     made: Mapping[int, Any] | None = None,
-    *,
-    trust_pickle: bool,
+    **trust: bool,
 ) -> Loader:
     fetch = partial(memory.fetch, store)
-    return Loader(document, store.path, fetch, made, trust_pickle=trust_pickle)
+    return Loader(document, store.path, fetch, made, **trust)
 
 
 # ---- the document --------------------------------------------------------------------
@@ -427,15 +432,5 @@ def _joined(own: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
 
 def _objects_of(nodes: dict[int, Any]) -> set[str]:
     """Return the objects of the store that nodes refer to."""
-
-    def found(dumped: Any) -> Iterator[str]:
-        if isinstance(dumped, dict):
-            if isinstance(dumped.get("object"), str):
-                yield dumped["object"]
-            dumped = list(dumped.values())
-        if isinstance(dumped, list):
-            for part in dumped:
-                if isinstance(part, (dict, list)):
-                    yield from found(part)
-
-    return set(found(list(nodes.values())))
+    found = (part.get("object") for part in dicts_in(nodes))
+    return {key for key in found if isinstance(key, str)}

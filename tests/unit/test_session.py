@@ -653,7 +653,8 @@ def test_frames_are_what_they_were(tmp_path: Path) -> None:
         assert_same(found[name], value)
 
 
-SMALL_PARTS = ("columns/ends", "columns/bytes", "c/categories", "index/levels/0")
+LOOKED_AT = ("columns/ends", "columns/bytes", "c/categories", "index/levels/0")
+CODES = ("c/codes", "index/codes/1", "index/levels/0/codes")
 
 
 @pytest.mark.needs_uffd
@@ -668,8 +669,28 @@ def test_frames_are_put_together_without_touching_their_columns(store: Any) -> N
     session.restore(store)
     arrays = store.stats().arrays
     filled = {name for name, stats in arrays.items() if stats.chunks_resident}
-    assert filled <= {f"{f}/{part}" for f in "fm" for part in SMALL_PARTS}
+    assert filled <= {f"{f}/{part}" for f in "fm" for part in LOOKED_AT + CODES}
     assert {"f/x", "f/t", "f/u", "f/i", "f/i/mask", "f/c/codes"} <= set(arrays)
+
+
+@pytest.mark.needs_uffd
+@pytest.mark.parametrize("code", [-2, 3, 127])
+def test_codes_of_no_category_never_get_to_pandas(
+    code: int, store: lm.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pd = pytest.importorskip("pandas")
+    frames = pytest.importorskip("lazymem.session.frames")
+    monkeypatch.setattr(frames, "_PIECE_BYTES", 1 << 18)  # a chunk
+    codes = (np.arange(10**6) % 4 - 1).astype("i1")
+    categories = pd.Categorical.from_codes(codes, ["a", "b", "c"])
+    index = pd.MultiIndex([["a", "b", "c"]], [codes.copy()], verify_integrity=False)
+    session.save({"c": pd.Series(categories), "m": index}, store)
+    for name, key in (("c", "c/codes"), ("m", "m/codes/0")):
+        session.restore(store, name)
+        assert store[key].residency().chunks_resident <= 1  # the last piece's end
+        store[key][-5] = code
+        with pytest.raises(lm.FormatError, match=f"'{name}'.*none of 3 categories"):
+            session.restore(store, name)
 
 
 @pytest.mark.needs_uffd
