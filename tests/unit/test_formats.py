@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,7 @@ from click.testing import CliRunner, Result
 import lazymem as lm
 from lazymem import cli, sources
 from lazymem.formats import chunked
-from tests.conftest import smooth, wait_until
+from tests.conftest import smooth
 
 h5py = pytest.importorskip("h5py")
 pa = pytest.importorskip("pyarrow")
@@ -822,11 +820,20 @@ def test_unpack_of_damage_leaves_nothing(tmp_path: Path, target: str) -> None:
 
 
 UNPACK = """
-import resource, signal, sys
+import os, resource, signal, sys, lazymem as lm
 signal.signal(signal.SIGINT, signal.default_int_handler)
 store, target, limit = sys.argv[1:]
+
+def blocks_until_ctrl_c(store, name):
+    for i, block in enumerate(blocks(store, name, block_bytes=1 << 20)):
+        if i == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield block
+
 if int(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+else:
+    blocks, lm.Store.blocks = lm.Store.blocks, blocks_until_ctrl_c
 sys.argv[1:] = ["unpack", store, "--to", target]
 from lazymem.__main__ import main
 sys.exit(main())
@@ -851,28 +858,15 @@ def test_unpack_without_room_is_an_error_and_leaves_nothing(
 
 
 @ALL_TARGETS
-def test_unpack_that_is_interrupted_leaves_nothing(tmp_path: Path, target: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, 100_000_000, "u1")
+def test_unpack_that_is_interrupted_leaves_nothing(
+    tmp_path: Path, run_python: Callable[..., Any], target: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 5_000_000, "u1")
     (tmp_path / "to").mkdir()
     lm.save(tmp_path / "s.lzm", noise=noise, codec="none")
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            UNPACK,
-            tmp_path / "s.lzm",
-            tmp_path / "to" / target,
-            "0",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with child:
-        wait_until(lambda: list((tmp_path / "to").rglob("*.tmp")))
-        child.send_signal(signal.SIGINT)
-        _, prose = child.communicate(timeout=60)
-    assert child.returncode == 130, prose
-    assert "Traceback" not in prose
+    done = run_python(UNPACK, tmp_path / "s.lzm", tmp_path / "to" / target, 0)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
     assert [path for path in (tmp_path / "to").rglob("*") if path.is_file()] == []
 
 
