@@ -22,6 +22,7 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
+        package = (exc.name or extra).partition(".")[0]
         raise ImportError(
-            f"{exc.name} is missing: pip install 'lazymem[{extra}]'", name=exc.name
+            f"{package} is missing: pip install 'lazymem[{extra}]'", name=exc.name
         ) from exc
