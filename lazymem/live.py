@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lazymem import show, strip
+from lazymem.extras import needs
 
-try:
+with needs("live"):
     import anywidget
     import traitlets
-except ImportError as exc:
-    raise ImportError("live() needs anywidget: pip install 'lazymem[live]'") from exc
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lazymem import show, strip
+from lazymem.extras import needs
 from lazymem.strip import Strip
 
-try:
+with needs("plot"):
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
-except ImportError as exc:
-    raise ImportError(
-        "plot_residency() draws with matplotlib: pip install 'lazymem[plot]'"
-    ) from exc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -29,19 +29,21 @@ print(json.dumps(sorted(names - sys.stdlib_module_names)))
 
 
 @pytest.mark.parametrize(
-    ("package", "use"),
+    ("package", "extra", "use"),
     [
-        ("dask", "lm.open(sys.argv[1])['x'].to_dask()"),
-        ("joblib", "import lazymem.joblib; lazymem.joblib.by_reference()"),
-        ("xarray", "import lazymem.xarray"),
-        ("IPython", "lm.load_ipython_extension(None)"),
+        ("dask", "dask", "lm.open(sys.argv[1])['x'].to_dask()"),
+        ("joblib", "joblib", "import lazymem.joblib; lazymem.joblib.by_reference()"),
+        ("xarray", "xarray", "import lazymem.xarray"),
+        ("IPython", "ipython", "lm.load_ipython_extension(None)"),
+        ("matplotlib", "plot", "lm.Store().plot_residency()"),
+        ("anywidget", "live", "lm.Store().live()"),
     ],
 )
 def test_a_package_that_is_missing_is_an_error_with_its_extra(
-    package: str, use: str, tmp_path: Path, run_python: Any
+    package: str, extra: str, use: str, tmp_path: Path, run_python: Any
 ) -> None:
     lm.save(tmp_path / "x.lzm", x=np.arange(3))
     script = f"import sys, lazymem as lm\nsys.modules[{package!r}] = None\n{use}"
     told = run_python(script, tmp_path / "x.lzm").stderr.splitlines()[-1]
-    hint = f"pip install 'lazymem[{package.lower()}]'"
+    hint = f"pip install 'lazymem[{extra}]'"
     assert told == f"ImportError: {package} is missing: {hint}"
