@@ -654,7 +654,7 @@ def test_frames_are_what_they_were(tmp_path: Path) -> None:
 
 
 LOOKED_AT = ("columns/ends", "columns/bytes", "c/categories", "index/levels/0")
-CODES = ("c/codes", "index/codes/1", "index/levels/0/codes")
+CODES = ("c/codes", "index/codes/0", "index/codes/1", "index/levels/0/codes")
 
 
 @pytest.mark.needs_uffd
