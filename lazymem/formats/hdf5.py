@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _DIMENSION_SCALES = {"DIMENSION_LIST", "REFERENCE_LIST", "DIMENSION_LABELS"}
 """Attributes in which HDF5 keeps the names of dimensions, as references."""
+_OF_SCALE = {*_DIMENSION_SCALES, "CLASS", "NAME"}
 
 
 def open_file(path: str, stack: ExitStack) -> Contents:
@@ -92,7 +93,8 @@ def _add(h5py: Any, contents: Contents, name: str, dataset: Any) -> None:
     else:
         for source in dataset.virtual_sources() if dataset.is_virtual else ():
             _check_virtual(contents.path, name, source.file_name)
-        raw = {k: v for k, v in dataset.attrs.items() if k not in _DIMENSION_SCALES}
+        hidden = _OF_SCALE if dataset.is_scale else _DIMENSION_SCALES
+        raw = {k: v for k, v in dataset.attrs.items() if k not in hidden}
         attrs = contents.json_attrs(raw, name)
         enum = h5py.check_enum_dtype(dataset.dtype)
         if enum:
@@ -112,6 +114,8 @@ def _check_virtual(path: str, name: str, source: str) -> None:
 
 
 def _dims(dataset: Any) -> list[str | None]:
+    if dataset.is_scale and dataset.ndim == 1:  # it lies along the one that it names
+        return [dataset.name.rpartition("/")[2]]
     names: list[str | None] = []
     for dim in dataset.dims:
         scales = [scale.name.rpartition("/")[2] for scale in dim.values()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -150,6 +151,22 @@ def test_any_store_is_a_dataset_and_a_dataset_any_store(
         np.testing.assert_array_equal(found["b"], T[0])
     with xr.open_dataset(tmp_path / "p.lzm", at="first", chunks={}) as found:
         assert list(found) == ["a"]
+
+
+def test_a_packed_file_is_a_dataset_with_its_dimensions(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.nc", "w") as file:
+        file["time"] = np.arange(4.0)
+        file["time"].make_scale("time")
+        file["t"] = T[:4, :, 0]
+        file["t"].attrs["unit"] = "K"
+        file["t"].dims[0].attach_scale(file["time"])
+        file["t"].dims[1].label = "y"
+    lm.save(tmp_path / "w.lzm", tmp_path / "w.nc")
+    with xr.open_dataset(tmp_path / "w.lzm") as found:
+        expected = xr.Dataset(
+            {"t": (("time", "y"), T[:4, :, 0], {"unit": "K"})}, {"time": np.arange(4.0)}
+        )
+        xr.testing.assert_identical(found.load(), expected)
 
 
 def test_what_can_not_be_kept_is_an_error_and_no_file(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_hdf5_attributes_dims_and_enums_are_kept(tmp_path: Path) -> None:
             "missing": "NaN",
             "g/": {"levels": [1.5, "Infinity"]},
         }
+        assert store["time"].attrs == {"_dims": ["time"]}
         assert store["g/x"].attrs == {
             "_dims": ["time", "station"],
             "unit": "K",
