@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files of numpy's own formats: ``.npy``."""
+"""Files of numpy's own format, ``.npy``."""
 
 from __future__ import annotations
 
