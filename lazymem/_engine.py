@@ -529,6 +529,8 @@ class RegionHandle:
         self.failures = lib.lm_region_failures(self.pointer)
         self._resident = lib.lm_region_resident(self.pointer)
         self.released = False
+        self.origin: Callable[[], Any] | None = None
+        """Says which state of a file the memory equals, if it does."""
         self._tracking_pid = os.getpid() if is_tracked else 0
         self.can_be_limited = is_tracked or not is_writable
 
@@ -669,6 +671,12 @@ _handles: dict[Any, RegionHandle] = {}
 Its end runs no Python: an exception that waits for the thread would be raised there, in
 the midst of a deallocation, and be lost.
 """
+
+
+def region_at(address: int) -> RegionHandle | None:
+    """Return the region that begins at an address, as long as it is looked at."""
+    return _handles.get(ffi.cast("void *", address))
+
 
 NO_FAILURES = ffi.new("struct lm_failure_counts *")
 """The counts of an array that no fault fills."""

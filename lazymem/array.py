@@ -51,8 +51,6 @@ class Binding:
     """Modes ``"c"`` and ``"r+"``: memory may hold what no file has."""
     user_mode_only: bool
     """System calls can't touch absent pages here: what makes them must load first."""
-    origin: Callable[[], Origin | None] | None = None
-    """Says which state of a file the memory equals, if it does."""
     keeper: Any = None
     """Who is to live as long as the array does."""
 
@@ -657,26 +655,29 @@ def find_part(array: np.ndarray[Any, Any]) -> tuple[Origin, Part] | None:
     array : ndarray
         A LazyArray, or an ordinary array over the memory of one.
     """
-    owner: Any = array
-    while type(owner) is np.ndarray:
-        owner = owner.base
-    binding = owner._binding if isinstance(owner, LazyArray) else None
-    if binding is None or binding.origin is None or array.size == 0:
+    region = _region_of(array)
+    if region is None or region.released or region.origin is None or array.size == 0:
         return None
-    region, origin = binding.region, binding.origin()
-    if region is None or region.released or origin is None:
+    origin: Origin | None = region.origin()
+    if origin is None:
         return None
-    offset = array.__array_interface__["data"][0] - region.address
+    offset = address_of(array) - region.address
     form = array.shape, array.strides, array.dtype
-    return origin, Part(binding.info.name, offset, *form)
+    return origin, Part(region.object.name, offset, *form)
 
 
-class _Memory(np.ndarray[Any, Any]):
-    """The bytes of an array.
+def _region_of(array: np.ndarray[Any, Any]) -> _engine.RegionHandle | None:
+    if isinstance(array, LazyArray):
+        return array._binding.region if array._binding else None
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return _engine.region_at(address_of(array))
 
-    A type of its own: numpy lets a view keep the first of its bases of another type, so
-    every ordinary view of a LazyArray has that as its base.
-    """
+
+def address_of(array: np.ndarray[Any, Any]) -> int:
+    """Return where an array's first element is."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 _getitem = np.ndarray.__getitem__
@@ -735,7 +736,7 @@ def bind(
 ) -> LazyArray:
     """Return the array of an object over its memory."""
     # Through frombuffer(), which never lets anybody make read-only memory writable.
-    flat = np.frombuffer(memory, np.uint8).view(_Memory)
+    flat = np.frombuffer(memory, np.uint8)
     order: Any = info.order
     array: LazyArray = np.ndarray.__new__(
         LazyArray, info.shape, info.dtype, buffer=flat.data, order=order

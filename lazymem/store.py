@@ -164,7 +164,7 @@ class Store(Mapping[str, LazyArray]):
             info = replace(info, attrs=self._attrs_of(info))
             array = self._arrays.open(info, obj)
             if array._binding and array._binding.region and self._path != _MEMORY:
-                array._binding.origin = self._origin_of(name)
+                array._binding.region.origin = self._origin_of(name)
         if self._working_set and array._binding and array._binding.region:
             self._working_set.start(array._binding.region, info)
         return array

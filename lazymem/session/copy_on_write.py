@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lazymem.session.document import address_of
+from lazymem.array import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazymem.array import address_of
 from lazymem.arrays import open_regions
 from lazymem.errors import FormatError, LazyMemError
 from lazymem.extras import needs
@@ -279,12 +280,6 @@ class _Regions:
         if i < 0 or address >= self._starts[i] + self._regions[i].object.nbytes:
             return None
         return self._regions[i]
-
-
-def address_of(array: Array) -> int:
-    """Return where an array's first element is."""
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def reachable(document: Mapping[str, Any], name: str) -> Iterator[int]:

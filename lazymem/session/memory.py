@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lazymem import _engine, manifest
+from lazymem.array import address_of
 from lazymem.reference import Part
-from lazymem.session.document import address_of
 from lazymem.sources import as_bytes
 
 try:
