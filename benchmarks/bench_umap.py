@@ -394,7 +394,7 @@ def measure(bench: Bench) -> None:
     loops = harness.compile_c("touch.c", bench.folder, "-shared", "-fPIC")
     umap = _add_peers(bench, loops)
     raw = bench.folder / "raw"
-    data.noise(bench.pick(GIB, 16 * MIB)).tofile(raw)
+    data.noise(bench.pick(GIB, 64 * MIB)).tofile(raw)
     harness.sync(raw)
     for kib in _SMOKE_PAGE_KIB if bench.smoke else _PAGE_KIB:
         run = _Run(bench, umap, loops, raw, kib << 10)
