@@ -116,3 +116,77 @@ def test_lazy_arrays_answers_and_costs(
     assert found["closed"]
     assert not found["path_exists"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.needs_uffd
+def test_snapshots_and_undo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    expressions = {
+        "chunks": "victoria.chunks",
+        "share": "share",
+        "ranges": "diff.changed['mask'].ranges",
+        "lake": "(lake[0].start, lake[0].stop)",
+        "water": "(before_water, reopened)",
+        "back": "brought_back",
+        "unsaved": "unsaved",
+    }
+    found = run(read("02-snapshots-and-undo.ipynb"), expressions, tmp_path)
+    assert 0 < found["chunks"] < 200
+    assert 0.6 < found["share"] < 0.75
+    (low, high), (first, last) = found["ranges"][0], found["lake"]
+    assert low <= first
+    assert last <= high
+    assert high - low < 400
+    assert found["water"][0] < 0.5
+    assert found["water"][1] == 1
+    assert found["back"][0] == "global-land-mask"
+    assert found["back"][1] > 0.5
+    assert found["unsaved"] is False
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.needs_uffd
+def test_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    expressions = {
+        "share": "sea / mask.size",
+        "scan_mib": "scan_mib",
+        "pinned": "pinned",
+        "spilled": "made.spilled",
+        "work_mib": "work_mib",
+        "right": "right",
+        "resident_mib": "resident_mib",
+    }
+    found = run(read("03-larger-than-memory.ipynb"), expressions, tmp_path)
+    assert 0.6 < found["share"] < 0.75
+    assert found["scan_mib"] < 64 + 24
+    assert found["pinned"] == 1
+    assert found["spilled"] > 1000
+    assert found["work_mib"] < 2 * 64 + 100  # figures were drawn meanwhile
+    assert found["right"]
+    assert found["resident_mib"] <= 32
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.needs_uffd
+def test_sharing_with_workers(tmp_path: Path) -> None:
+    expressions = {
+        "bytes": "(len(message), sent)",
+        "again": "again.shape",
+        "shares": "shares",
+        "resident": "resident",
+        "dask": "bool(np.allclose(dask_shares, shares))",
+        "joblib": "bool(np.allclose(joblib_shares, shares))",
+    }
+    found = run(read("04-sharing-with-workers.ipynb"), expressions, tmp_path)
+    assert max(found["bytes"]) < 20_000
+    assert found["bytes"][0] < 1000
+    assert found["again"] == (10, 6172)
+    assert found["resident"] < 0.05
+    assert 0.2 < sum(found["shares"]) / 18 < 0.4
+    assert found["dask"]
+    assert found["joblib"]
+    assert list(tmp_path.iterdir()) == []
