@@ -153,8 +153,8 @@ def test_more_than_the_limit_is_not_loaded_and_not_prefetched(path: Path) -> Non
             lm.BudgetError, match=f"limit of {LIMIT}; raise store.limit"
         ):
             a.load()
-        a[:800].load()
-        assert a[:800].residency().fraction == 1
+        a[:600].load()
+        assert a[:600].residency().fraction == 1
         a.evict()
         a.prefetch()
         wait_until(lambda: a.residency().chunks_resident >= IN_LIMIT // 2)
@@ -273,13 +273,17 @@ def _loop() -> Any:
 def test_chunks_that_come_back_stay_longer(
     path: Path, trace: Any, of_lru: float
 ) -> None:
-    lru = _misses(trace.tolist(), IN_LIMIT, is_lru=True)
+    room = 0  # less than IN_LIMIT, where others have left the threads large buffers
     with lm.open(path, limit=LIMIT) as store:
         lazy = store["a"]
         lazy.advise("random")
         a = np.asarray(lazy)
-        for i in trace.tolist():
+        for n, i in enumerate(trace.tolist()):
             a[i, 0]
+            if n % 16 == 0:
+                room = max(room, _used(store) // CHUNK)
+        assert IN_LIMIT * 2 // 3 < room <= IN_LIMIT
+        lru = _misses(trace.tolist(), room, is_lru=True)
         assert store.stats().fills <= of_lru * lru
 
 
