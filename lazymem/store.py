@@ -268,6 +268,7 @@ class Store(Mapping[str, LazyArray]):
 
     @limit.setter
     def limit(self, limit: Limit) -> None:
+        self._check_open("limit")
         with self._arrays.lock:
             self._arrays.set_limit(limit)
 

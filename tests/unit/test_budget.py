@@ -127,6 +127,8 @@ def test_a_limit_can_be_changed_and_what_is_too_much_is_dropped_at_once(
         a.load()
         assert a.residency().fraction == 1
         assert np.array_equal(a, A)
+    with pytest.raises(lm.ClosedError):
+        store.limit = LIMIT
 
 
 @pytest.mark.usefixtures("process_limit")
@@ -223,13 +225,12 @@ def test_what_is_written_in_mode_c_is_there_afterwards(path: Path) -> None:
 # ----------------------------------------------------------------------------
 
 
-def _misses(trace: Any, capacity: int, *, is_lru: bool) -> int:
+def _misses_of_lru(trace: Any, capacity: int) -> int:
     found: OrderedDict[int, None] = OrderedDict()
     misses = 0
     for i in trace:
         if i in found:
-            if is_lru:
-                found.move_to_end(i)
+            found.move_to_end(i)
             continue
         misses += 1
         if len(found) == capacity:
@@ -283,7 +284,7 @@ def test_chunks_that_come_back_stay_longer(
             if n % 16 == 0:
                 room = max(room, _used(store) // CHUNK)
         assert IN_LIMIT * 2 // 3 < room <= IN_LIMIT
-        lru = _misses(trace.tolist(), room, is_lru=True)
+        lru = _misses_of_lru(trace.tolist(), room)
         assert store.stats().fills <= of_lru * lru
 
 
