@@ -271,7 +271,7 @@ def _joined(parts: list[_Indices]) -> tuple[list[_Indices], list[_Indices]]:
         ], []
     if count != math.prod(array.size for array in arrays):
         raise _Unknown
-    return [], parts
+    return [], [each._replace(values=each.values.reshape(-1)) for each in parts]
 
 
 def _starts(parts: list[_Indices], base: int) -> Iterator[Offsets]:

@@ -24,6 +24,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 _ADDR, _BYTES, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 LIBC.madvise.argtypes = LIBC.mprotect.argtypes = [_ADDR, _BYTES, _INT]
 LIBC.mlock.argtypes = LIBC.munlock.argtypes = LIBC.munmap.argtypes = [_ADDR, _BYTES]
+LIBC.mincore.argtypes = [_ADDR, _BYTES, ctypes.c_void_p]
 LIBC.mremap.argtypes, LIBC.mremap.restype = [_ADDR, _BYTES, _BYTES, _INT], _ADDR
 
 

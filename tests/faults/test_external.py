@@ -6,6 +6,7 @@ Each test says what other systems do, and what lazymem does.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import os
@@ -86,7 +87,10 @@ def test_locked_memory_is_filled_by_the_lock(path: Path) -> None:
     with lm.open(path) as store:
         a = store["a"]
         assert LIBC.mlock(address(a), a.nbytes) == 0
-        assert a.residency().fraction == 1
+        present = (ctypes.c_ubyte * -(-a.nbytes // PAGE))()
+        assert LIBC.mincore(address(a), a.nbytes, present) == 0
+        assert all(page & 1 for page in present)
+        wait_until(lambda: a.residency().fraction == 1)  # noted behind the last page
         np.testing.assert_array_equal(a, A)
 
 

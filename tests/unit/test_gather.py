@@ -74,6 +74,18 @@ def test_what_an_index_reads_is_filled_ahead(
         assert stats.fills > 1
 
 
+def test_crossed_indices_may_be_longer_than_what_is_looked_at_in_one_piece(
+    tmp_path: Path, jobs: list[int]
+) -> None:
+    wide = np.arange(10 * 40_000).reshape(10, 40_000)
+    crossed = np.ix_([1, 2, 5], np.arange(40_000))
+    lm.save(tmp_path / "w.lzm", {"w": wide}, chunk_bytes=CHUNK)
+    with lm.open(tmp_path / "w.lzm") as store:
+        w = store["w"]
+        np.testing.assert_array_equal(w[crossed], wide[crossed])
+        assert (store.stats().faults, jobs) == (0, [store.stats().fills])
+
+
 @pytest.mark.parametrize(
     "take",
     [
