@@ -5,16 +5,20 @@
  *
  * (D1) A chunk is DIRTY before its first page can be written.
  *
- * Who writes chunk after chunk would fault at each.  So ever more of what follows a run is made
- * DIRTY ahead of its writer.  Who writes here and there faults at a quarter of an area's chunks,
- * which costs as much as to unprotect the rest of it; then that is done (ski rental).  What is
- * not written after all is found equal when it is to be stored.
+ * Who writes chunk after chunk would fault at each.  So windows of what follows a run are made
+ * DIRTY ahead of its writer, each twice as long as the last, but for the first chunk of each: its
+ * fault says that the next window is due (compare ahead.c).  Who writes here and there faults at
+ * a quarter of an area's chunks, which costs as much as to unprotect the rest of it; then that is
+ * done (ski rental).  What is not written after all is found equal when it is to be stored.
  */
+#include <stdlib.h>
+
 #include "internal.h"
 
-#define AHEAD_BYTES_MAX ((uint64_t)16 << 20)
-#define PIECE_BYTES     ((uint64_t)2 << 20) /* a freeze waits for one */
-#define AREA_CHUNKS_MIN 8                   /* of PIECE_BYTES */
+#define WINDOW_BYTES_MAX ((uint64_t)16 << 20)
+#define PIECE_BYTES      ((uint64_t)4 << 20) /* a freeze waits for one */
+#define AREA_BYTES       ((uint64_t)2 << 20)
+#define AREA_CHUNKS_MIN  8
 
 /* Where the mapping was changed from outside it may fail: then the next write faults. */
 static void unprotect(const lm_region *r, uint64_t chunk_idx, uint64_t count)
@@ -23,17 +27,6 @@ static void unprotect(const lm_region *r, uint64_t chunk_idx, uint64_t count)
     lm__pause("let write");
     lm__uffd_protect(span.addr, span.bytes, 0);
     lm__waiters_wake(span);
-}
-
-/* How many chunks to let be written ahead of one that is written first: none, or as many as
- * the run has had so far. */
-static uint64_t ahead_of(const lm_region *r, uint64_t chunk_idx)
-{
-    uint64_t most = AHEAD_BYTES_MAX >> r->chunk_shift;
-    uint64_t run = lm_load_relaxed(&r->writes.run);
-    if (chunk_idx == 0 || lm_load_relaxed(&r->writes.next) != chunk_idx)
-        return 0;
-    return run < most ? run : most;
 }
 
 /* CLEAN -> DIRTY, from `chunk_idx` on, as far as they are CLEAN.  Returns how many. */
@@ -50,7 +43,7 @@ static uint64_t take_clean(lm_region *r, uint64_t chunk_idx, uint64_t most)
 /* A chunk has become DIRTY: let the rest of its area be written, too, once a quarter is. */
 static void let_write_around(lm_region *r, uint64_t chunk_idx)
 {
-    uint64_t most = PIECE_BYTES >> r->chunk_shift, dirty = 0;
+    uint64_t most = AREA_BYTES >> r->chunk_shift, dirty = 0;
     if (most < AREA_CHUNKS_MIN)
         return;
     uint64_t first = chunk_idx / most * most, end = first + most;
@@ -65,35 +58,106 @@ static void let_write_around(lm_region *r, uint64_t chunk_idx)
     }
 }
 
-/* A DIRTY chunk has a writer, who goes on at once, while we look after what may come next: the
- * pages' protection costs as much as writing them does, but on another core.  0: a freeze has
- * begun, and the caller's lm__writes_begin() is ended. */
-static int let_write(lm_region *r, uint64_t chunk_idx, struct lm__scratch *scratch)
+/* ---- ahead of a run ---------------------------------------------------------------------- */
+
+struct window {
+    lm_region *region;
+    struct lm__run chunks;
+};
+
+/* As far as they are CLEAN, and nobody else goes on from there.  Returns how many. */
+static uint64_t let_write_piece(lm_region *r, struct lm__run piece)
 {
-    uint64_t ahead = ahead_of(r, chunk_idx), next = chunk_idx + 1, count;
-    uint64_t piece = PIECE_BYTES >> r->chunk_shift;
-    lm_store_relaxed(&r->writes.next, next);
-    lm_store_relaxed(&r->writes.run, 2 * ahead + 1);
-    unprotect(r, chunk_idx, 1);
-    if (ahead == 0)
-        let_write_around(r, chunk_idx);
-    else if (scratch->will_block)
-        scratch->will_block(scratch);
-    if (piece == 0)
-        piece = 1;
-    for (; ahead > 0; ahead -= count) {
-        count = take_clean(r, next, ahead < piece ? ahead : piece);
-        if (count == 0)
-            break;
-        next += count;
-        lm_store_relaxed(&r->writes.next, next); /* who catches up goes on from there */
-        unprotect(r, next - count, count);
-        lm__writes_end(r);
-        if (!lm__writes_begin(r))
-            return 0;
+    if (lm_load_relaxed(&r->writes.next) != piece.first || !lm__writes_begin(r))
+        return 0;
+    uint64_t count = take_clean(r, piece.first, piece.count);
+    if (count > 0) {
+        lm_store_relaxed(&r->writes.next, piece.first + count);
+        unprotect(r, piece.first, count);
     }
-    return 1;
+    lm__writes_end(r);
+    return count;
 }
+
+/* A worker's: the pages' protection costs half of what writing them does. */
+static int let_write_window(void *context, uint64_t step_idx,
+                            struct lm__scratch *scratch, struct lm_error *err)
+{
+    const struct window *w = context;
+    uint64_t most = lm__div_up(PIECE_BYTES, 1ull << w->region->chunk_shift), count = 1;
+    struct lm__run left = w->chunks;
+    (void)step_idx, (void)err;
+    for (; left.count > 0 && count > 0; left.first += count, left.count -= count) {
+        lm__gate_enter(scratch); /* a child is to find nothing half done */
+        count = let_write_piece(
+            w->region,
+            (struct lm__run){left.first, left.count < most ? left.count : most});
+        lm__gate_leave();
+    }
+    return 0;
+}
+
+static void window_free(void *context)
+{
+    struct window *w = context;
+    lm__region_drop(w->region);
+    free(w);
+}
+
+/* Without it every chunk faults. */
+static void start_window(lm_region *r, struct lm__run chunks)
+{
+    lm_job *job;
+    struct window *w = malloc(sizeof *w);
+    if (!w)
+        return;
+    *w = (struct window){r, chunks};
+    lm_region_retain(r);
+    struct lm__job_spec spec = {
+        .step = let_write_window,
+        .steps = 1,
+        .context = w,
+        .free_context = window_free,
+        .priority = LM_JOB_URGENT,
+    };
+    if (lm__job_start(&spec, &job) == 0)
+        lm_job_close(job, LM_JOB_DETACH);
+}
+
+/* What to let be written ahead of a chunk that is written first; nothing, where it does not
+ * belong to a run. */
+static struct lm__run next_window(lm_region *r, uint64_t chunk_idx)
+{
+    struct lm__writes *w = &r->writes;
+    uint64_t most = WINDOW_BYTES_MAX >> r->chunk_shift,
+             window = 2 * lm_load_relaxed(&w->window);
+    uint64_t next = lm_load_relaxed(&w->next);
+    int is_run = chunk_idx > 0 && most > 1 &&
+                 (chunk_idx == next || chunk_idx == lm_load_relaxed(&w->wire));
+    if (!is_run)
+        window = 1;
+    else if (window > most)
+        window = most;
+    if (!is_run || next <= chunk_idx)
+        next = chunk_idx + 1;
+    lm_store_relaxed(&w->wire, next);
+    lm_store_relaxed(&w->window, window);
+    lm_store_relaxed(&w->next, next + is_run);
+    return (struct lm__run){next + 1, window - 1};
+}
+
+/* A DIRTY chunk has a writer, who goes on at once, while we look after what may come next. */
+static void let_write(lm_region *r, uint64_t chunk_idx)
+{
+    struct lm__run ahead = next_window(r, chunk_idx);
+    unprotect(r, chunk_idx, 1);
+    if (ahead.count > 0)
+        start_window(r, ahead);
+    else
+        let_write_around(r, chunk_idx);
+}
+
+/* ---- a write fault ------------------------------------------------------------------------- */
 
 static void drop_false_bytes(lm_region *r, uint64_t chunk_idx,
                              enum lm__chunk_state state)
@@ -105,8 +169,7 @@ static void drop_false_bytes(lm_region *r, uint64_t chunk_idx,
     }
 }
 
-void lm__write_serve(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault,
-                     struct lm__scratch *scratch)
+void lm__write_serve(lm_region *r, uint64_t chunk_idx, const struct lm__fault *fault)
 {
     lm_add_relaxed(&r->writes.faults, 1);
     if (!lm__writes_begin(r))
@@ -122,8 +185,8 @@ void lm__write_serve(lm_region *r, uint64_t chunk_idx, const struct lm__fault *f
         case LM_CHUNK_CLEAN:
         case LM_CHUNK_SAVED:
             is_served = lm__chunks_move(&r->chunks, chunk_idx, state, LM_CHUNK_DIRTY);
-            if (is_served && !let_write(r, chunk_idx, scratch))
-                return;
+            if (is_served)
+                let_write(r, chunk_idx);
             break;
         case LM_CHUNK_DIRTY: /* maybe it was filled from the spill file */
             lm__chunks_drop_extent(&r->chunks, chunk_idx);

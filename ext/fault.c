@@ -181,7 +181,7 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
     uint64_t chunk_idx = (fault->addr - r->addr) >> r->chunk_shift;
     struct lm__waiter w = lm__waiter_of(fault);
     if (fault->is_protected) {
-        lm__write_serve(r, chunk_idx, fault, scratch);
+        lm__write_serve(r, chunk_idx, fault);
         return;
     }
     lm_add_relaxed(&r->faults, 1);

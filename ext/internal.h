@@ -848,8 +848,10 @@ struct lm__writes {
     _Atomic int is_freezing;
     _Atomic int at_work; /* handlers that let a chunk be written */
     _Atomic uint64_t faults;
-    _Atomic uint64_t next; /* the chunk behind those that were last let be written */
-    _Atomic uint64_t run;  /* how many chunks that were */
+    _Atomic uint64_t next; /* the chunk behind those that may be written, in a run */
+    _Atomic uint64_t
+        wire; /* one before it that was left out: its fault says where the run is */
+    _Atomic uint64_t window; /* how many chunks there were from the wire to next */
     _Atomic(struct lm__freeze *)
         freeze;          /* that it takes part in, under freeze.c's lock */
     uint32_t freeze_idx; /* its place there */
@@ -1148,7 +1150,7 @@ void lm__freeze_bound_copies(size_t bytes_max);
 
 /* Serve a write to a page that is protected. */
 void lm__write_serve(lm_region *region, uint64_t chunk_idx,
-                     const struct lm__fault *fault, struct lm__scratch *scratch);
+                     const struct lm__fault *fault);
 
 /* ---- ones.c ---------------------------------------------------------------------------------------------- */
 
