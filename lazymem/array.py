@@ -137,8 +137,11 @@ class LazyArray(np.ndarray[Any, Any]):
     # ---- what the store knows --------------------------------------------------------
 
     @property
-    def name(self) -> str | None:
-        """Name in the store; None for an array that has left it."""
+    def object_name(self) -> str | None:
+        """Name in the store; None for an array that has left it.
+
+        Who finds a ``name``, as pandas 2 does, takes the array for a column.
+        """
         return self._binding.info.name if self._binding else None
 
     @property
@@ -290,8 +293,8 @@ class LazyArray(np.ndarray[Any, Any]):
             return 0
         if self._bound().is_writable and not region.is_tracked:
             raise ValueError(
-                f"array {self.name!r} is of mode 'c', and what was written to it is "
-                "nowhere but in memory; close the store to give it up"
+                f"array {self.object_name!r} is of mode 'c', and what was written to "
+                "it is nowhere but in memory; close the store to give it up"
             )
         low, high = part._byte_range()
         return region.evict(low, high - low)
@@ -385,7 +388,7 @@ class LazyArray(np.ndarray[Any, Any]):
             return None
 
     def _closed_error(self, region: _engine.RegionHandle) -> ClosedError:
-        what = f"array {self.name!r}"
+        what = f"array {self.object_name!r}"
         return closed_error(region.object.path, what, region.object.gone)
 
     def _fill_first(self, index: Any) -> None:

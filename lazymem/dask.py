@@ -79,8 +79,9 @@ def from_lazy(array: LazyArray, chunks: Any) -> dask.array.Array:
     part = find_part(array)
     if part is None:
         raise ValueError(
-            f"array {array.name!r}: no file has its bytes, which dask's workers are to "
-            "read: save them, by flush() or snapshot(), or give dask np.asarray(a)"
+            f"array {array.object_name!r}: no file has its bytes, which dask's workers "
+            "are to read: save them, by flush() or snapshot(), or give dask "
+            "np.asarray(a)"
         )
     if chunks is None:
         slowest = int(np.argmax(np.abs(array.strides))) if array.ndim else 0

@@ -13,14 +13,8 @@ from tests.consumers.conftest import A, chunks_of
 pytestmark = pytest.mark.needs_uffd
 
 
-def frame_of(array: lm.LazyArray) -> pd.DataFrame:
-    """Return a frame over an array; pandas 2 takes what has a name for a series."""
-    is_old = pd.__version__.startswith("2.")
-    return pd.DataFrame(np.asarray(array) if is_old else array, copy=False)
-
-
 def test_a_frame_is_the_memory_of_the_array(lazy: lm.LazyArray) -> None:
-    frame = frame_of(lazy)
+    frame = pd.DataFrame(lazy, copy=False)
     assert np.shares_memory(frame.to_numpy(), lazy)
     assert lazy.residency().chunks_resident == 0
     assert frame.iloc[:100].to_numpy().sum() == A[:100].sum()
@@ -29,13 +23,13 @@ def test_a_frame_is_the_memory_of_the_array(lazy: lm.LazyArray) -> None:
 
 def test_groupby_and_describe(lazy: lm.LazyArray) -> None:
     groups = np.arange(len(A)) % 7
-    found = frame_of(lazy).groupby(groups).mean()
+    found = pd.DataFrame(lazy, copy=False).groupby(groups).mean()
     pd.testing.assert_frame_equal(found, pd.DataFrame(A).groupby(groups).mean())
     series = pd.Series(lazy[:, 5])
     pd.testing.assert_series_equal(series.describe(), pd.Series(A[:, 5]).describe())
 
 
 def test_damage_is_an_error(damaged: lm.LazyArray) -> None:
-    frame = frame_of(damaged)
+    frame = pd.DataFrame(damaged, copy=False)
     with pytest.raises(lm.ChecksumError):
         frame.groupby(np.arange(len(A)) % 7).mean()

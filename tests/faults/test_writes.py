@@ -104,7 +104,7 @@ def write_everywhere(path: Path, write: Write, **options: Any) -> None:
     with lm.open(path, "r+", **options) as store:
         store.create("zero", A.shape, "f4", chunk_bytes=CHUNK)
         for array in (store["a"], store["zero"]):
-            assert array[10, 0] == right[array.name][10, 0]
+            assert array[10, 0] == right[array.object_name][10, 0]
         for first in (10, 20, 20, 40):  # in memory, absent, written before, absent
             for name in ("a", "zero"):
                 write(store[name][first : first + 3], path.parent)

@@ -199,7 +199,7 @@ def lazy(worker: Worker) -> None:
         # np.ascontiguousarray() may be a plain view, to which errors come later.
         for got in (a[index].copy(), a[index] + 0, np.concatenate([a[index]])):
             if not np.array_equal(got, right[index]):  # (P1)
-                raise Failure(f"{store.path} {a.name}[{index}] was read wrong")
+                raise Failure(f"{store.path} {a.object_name}[{index}] was read wrong")
 
 
 def element(worker: Worker) -> None:
@@ -210,7 +210,7 @@ def element(worker: Worker) -> None:
         for _ in range(20):
             index = tuple(worker.rng.randrange(n) for n in right.shape)
             if a[index] != right[index]:
-                raise Failure(f"{store.path} {a.name}[{index}] was read wrong")
+                raise Failure(f"{store.path} {a.object_name}[{index}] was read wrong")
 
 
 def plain(worker: Worker) -> None:
@@ -239,7 +239,7 @@ def whole(worker: Worker) -> None:
         if worker.rng.random() < 0.5:
             a.load()
         if not np.array_equal(a.copy(), right):
-            raise Failure(f"{store.path} {a.name} was read wrong")
+            raise Failure(f"{store.path} {a.object_name} was read wrong")
 
 
 def gather(worker: Worker) -> None:
@@ -251,7 +251,7 @@ def gather(worker: Worker) -> None:
         index = np.array([worker.rng.randrange(len(right)) for _ in range(count)])
         got = a.take(index, 0) if worker.rng.random() < 0.3 else a[index]
         if not np.array_equal(got, right[index]):
-            raise Failure(f"{store.path} {a.name} was gathered wrong")
+            raise Failure(f"{store.path} {a.object_name} was gathered wrong")
 
 
 def refer(worker: Worker) -> None:

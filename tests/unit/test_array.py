@@ -109,7 +109,7 @@ def test_boolean_masks_and_ufuncs_equal_numpy(a: lm.LazyArray) -> None:
 def test_views_are_lazy_and_results_are_plain(a: lm.LazyArray) -> None:
     for view in (a[1:3], a.T, a.reshape(-1), a[5], a.view("u4"), a[None], a.ravel()):
         assert type(view) is lm.LazyArray
-        assert view.name == "a"
+        assert view.object_name == "a"
     plain = [a + 1, a[[1, 2]], a[a > 0], a.copy(), a.astype("f8"), np.sin(a), a.mean(0)]
     plain += [np.concatenate([a, a]), np.where(a > 0, a, 0), np.asarray(a), np.copy(a)]
     for result in plain:

@@ -72,7 +72,7 @@ def test_nothing_is_read(path: Path) -> None:
         again = pickle.loads(pickle.dumps(a[100:]))
         assert a.residency().chunks_resident == 0
         assert again.residency().chunks_resident == 0
-        assert again.name == "a"
+        assert again.object_name == "a"
         assert again[0, 0] == A[100, 0]
 
 
@@ -248,7 +248,9 @@ def test_cloudpickle_and_a_fresh_process_get_a_reference(
 ) -> None:
     with lm.open(path) as store:
         a = store["a"]
-        pickled = cloudpickle.dumps(lambda: (type(a).__name__, a.name, float(a[3, 4])))
+        pickled = cloudpickle.dumps(
+            lambda: (type(a).__name__, a.object_name, float(a[3, 4]))
+        )
         assert len(pickled) < 3 * SIZE_MAX
         assert a.residency().chunks_resident == 0
     file = path.with_suffix(".pickle")
