@@ -274,11 +274,14 @@ void lm__zstd_free(struct lm__scratch *s);
 
 /* ---- source.c ----------------------------------------------------------------------------- */
 
+#define LM_SOURCE_AREAS 1024
+
 /* Where stored bytes come from: today, a file. */
 struct lm__source {
     int fd;
     _Atomic uint64_t end_offset; /* nothing to be read lies at or behind this */
     _Atomic int is_failing;      /* the last read did */
+    _Atomic uint32_t waits[LM_SOURCE_AREAS]; /* in areas of the file; see source.c */
 };
 
 /* Read the bytes that `e` describes into buf and check them.  `what` names them in errors. */

@@ -3,12 +3,31 @@
  *
  * The file is read with pread and never mapped: a file that shrinks or a disk that fails is
  * an error here, where a mapping would kill the process with SIGBUS.
+ *
+ * Reads that go here and there wait for the disk one by one.  Where some of them have fallen into
+ * one area of the file, the disk is asked for all of it: that takes it as long as they took, so
+ * at worst the disk works twice as long as it had to (ski rental).
  */
 #include <errno.h>
 
 #include "internal.h"
 
-#define READ_RETRIES 3 /* with pauses of 1, 4 and 16 ms: a hiccup, not an outage */
+#define AREA_BYTES_SHIFT 20
+#define WAITS_MAX        4 /* in an area: 130 us each, on a disk that reads 1 MiB in 0.7 ms */
+#define READ_RETRIES     3 /* with pauses of 1, 4 and 16 ms: a hiccup, not an outage */
+
+/* A read there has to wait.  Of areas that share a word the last one counts. */
+static void note_wait(struct lm__source *source, uint64_t offset)
+{
+    uint64_t area = offset >> AREA_BYTES_SHIFT;
+    _Atomic uint32_t *word = &source->waits[area % LM_SOURCE_AREAS];
+    uint32_t first = (uint32_t)(area * (WAITS_MAX + 1) + 1),
+             waits = lm_load_relaxed(word);
+    waits = waits - first < WAITS_MAX ? waits + 1 : first;
+    lm_store_relaxed(word, waits);
+    if (waits - first == WAITS_MAX - 1)
+        lm__io_will_need(source->fd, area << AREA_BYTES_SHIFT, 1 << AREA_BYTES_SHIFT);
+}
 
 int lm__source_read(struct lm__source *source, const struct lm__entry *e,
                     const char *what, struct lm__scratch *scratch, void *buf,
@@ -31,6 +50,7 @@ int lm__source_read(struct lm__source *source, const struct lm__entry *e,
         }
         if (scratch->will_block)
             scratch->will_block(scratch);
+        note_wait(source, e->offset);
         /* A source that has just failed for good is not waited for, read by read. */
         int is_failing = lm_load_relaxed(&source->is_failing);
         cause.code = lm__io_pread(source->fd, e->offset, e->stored_bytes, buf,
