@@ -8,7 +8,9 @@
  * A chunk in memory raises no fault, so a run that is ahead of its reader would go blind.
  * Therefore the first chunk of each piece is left out: its fault says that the reader has come
  * so far, half a window before the end of what is filled, and the next piece is begun.  The
- * reader waits for one chunk in a piece, while the workers go on.
+ * reader waits for one chunk in a piece, while the workers go on.  One who is quicker than they
+ * are is seen without, since he faults on what they are filling; and a piece without a hole
+ * consists of whole huge pages, which can be moved into place.
  *
  * Strides are in bytes, of exact addresses: a column of a matrix whose rows are not whole
  * chunks.  What a reader does chunk after chunk, wherever in them, is a stride of one chunk.
@@ -19,8 +21,7 @@
 #include "internal.h"
 
 #define AHEAD_BYTES  ((uint64_t)32 << 20) /* of a stream's window, at most */
-#define BUDGET_SHARE 16  /* of the memory, at most, is what nobody has read yet */
-#define WINDOW_FIRST 4   /* chunks */
+#define WINDOW_FIRST 4                    /* chunks */
 #define FAULTS_MIN   2   /* in line before the one that begins a stream; 3, with gaps */
 #define PROVEN       16  /* chunks reached: the stream is a good one */
 #define QUIET_MAX    128 /* faults elsewhere, until a stream is taken to have ended */
@@ -62,10 +63,16 @@ static uint64_t steps_left(const lm_region *r, const struct lm__stream *s)
 
 /* ---- detection: all under the lock ----------------------------------------------------------- */
 
+/* Two streams may have as much as there is room for. */
 static uint64_t window_max(const lm_region *r)
 {
-    uint64_t share = lm__budget_limit(r) / BUDGET_SHARE;
-    return (share < AHEAD_BYTES ? share : AHEAD_BYTES) >> r->chunk_shift;
+    uint64_t bytes = r->ahead.room.bytes;
+    unsigned streams = 0;
+    for (unsigned i = 0; i < LM_STREAMS; i++)
+        streams += r->ahead.streams[i].stride != 0;
+    if (streams > 2 && bytes != UINT64_MAX)
+        bytes = bytes / streams * 2;
+    return (bytes < AHEAD_BYTES ? bytes : AHEAD_BYTES) >> r->chunk_shift;
 }
 
 static int was_seen(const struct lm__ahead *a, const lm_region *r, uint64_t offset,
@@ -112,7 +119,7 @@ static int64_t find_stride(const struct lm__ahead *a, const lm_region *r,
 
 static void give_up(struct lm__ahead *a, struct lm__stream *s)
 {
-    a->wasted += s->ahead > 0 ? s->ahead - 1 : 0; /* but for a tripwire */
+    a->wasted += s->ahead > 0 ? s->ahead - 1 : 0; /* but for a tripwire, perhaps */
     if (s->ahead > s->reached && a->strikes < LM_AHEAD_HISTORY - FAULTS_MIN - 1)
         a->strikes++;
     s->stride = 0;
@@ -134,15 +141,30 @@ static struct lm__stream *begin(struct lm__ahead *a, const lm_region *r,
         give_up(a, s);
     *s = (struct lm__stream){.at = place_in(r, stride, offset),
                              .stride = stride,
-                             .window = WINDOW_FIRST / 2};
+                             .window = WINDOW_FIRST / 2,
+                             .wire = LM_NONE,
+                             .most = UINT32_MAX,
+                             .asked = {a->room.clock, a->room.clock}};
     if (lm_load_relaxed(&a->advice) == LM_ADVICE_SEQUENTIAL)
         s->window = (uint32_t)window_max(r) / 8;
     return s;
 }
 
+/* A fault on what was asked for: it is not there yet, or no more.  In the latter case too much was
+ * asked for, beside what others ask for: from then on it is less, and slowly more again. */
+static void note_inside(lm_region *r, struct lm__stream *s, uint64_t chunk_idx)
+{
+    if (!lm__budget_forget_drop(r, chunk_idx, s->asked[0])) {
+        s->is_chased = 1;
+    } else if (!s->is_late) {
+        s->is_late = 1;
+        s->calm = s->reached;
+        s->most = s->window > 2 * WINDOW_FIRST ? s->window / 2 : WINDOW_FIRST;
+    }
+}
+
 /* The stream that leads to `offset`, which has got there. */
-static struct lm__stream *follow(struct lm__ahead *a, const lm_region *r,
-                                 uint64_t offset)
+static struct lm__stream *follow(struct lm__ahead *a, lm_region *r, uint64_t offset)
 {
     for (unsigned i = 0; i < LM_STREAMS; i++) {
         struct lm__stream *s = &a->streams[i];
@@ -155,6 +177,8 @@ static struct lm__stream *follow(struct lm__ahead *a, const lm_region *r,
         s->reached += reached;
         s->ahead -= reached;
         s->at = place_in(r, s->stride, offset);
+        if ((uint64_t)steps == reached && s->at != s->wire)
+            note_inside(r, s, chunk_of(r, offset));
         if (s->reached >= PROVEN)
             a->strikes = 0;
         return s;
@@ -173,6 +197,8 @@ static struct piece extend(const lm_region *r, struct lm__stream *s)
 {
     struct piece piece = {.stride = s->stride};
     uint64_t most = window_max(r), left = steps_left(r, s) - s->ahead;
+    if (s->most < most)
+        most = s->most;
     uint32_t window = 2 * s->window < most ? 2 * s->window : (uint32_t)most;
     if (2 * s->ahead > window)
         return piece;
@@ -187,6 +213,18 @@ static struct piece extend(const lm_region *r, struct lm__stream *s)
     if (piece.count > left)
         piece.count = left;
     s->ahead += (uint32_t)piece.count;
+    s->wire = s->is_chased || piece.count == 0 ? LM_NONE : piece.at;
+    s->is_chased = s->is_late = 0;
+    s->asked[0] = s->asked[1];
+    s->asked[1] = r->ahead.room.clock;
+    if (s->most != UINT32_MAX && s->reached - s->calm > 32 * (uint64_t)s->most) {
+        s->most += s->most / 2;
+        s->calm = s->reached;
+    }
+    if (s->wire != LM_NONE) {
+        piece.at += (uint64_t)piece.stride;
+        piece.count--;
+    }
     return piece;
 }
 
@@ -196,20 +234,21 @@ void lm__ahead_note(lm_region *r, uint64_t offset, int is_write)
 {
     struct lm__ahead *a = &r->ahead;
     struct piece piece = {0};
-    if (lm_load_relaxed(&a->advice) == LM_ADVICE_RANDOM || window_max(r) < WINDOW_FIRST)
+    if (lm_load_relaxed(&a->advice) == LM_ADVICE_RANDOM)
         return;
     pthread_mutex_lock(&a->lock);
     a->clock++;
+    a->room = lm__budget_ahead_room(r);
     struct lm__stream *s = follow(a, r, offset);
-    if (!s)
+    if (!s && window_max(r) >= WINDOW_FIRST)
         s = begin(a, r, offset);
     if (s) {
         s->last = a->clock;
         piece = extend(r, s);
-        a->chunks += piece.count > 1 ? piece.count - 1 : 0;
+        a->chunks += piece.count;
     }
     pthread_mutex_unlock(&a->lock);
-    if (piece.count > 1) /* where that fails, there is demand */
-        lm__prefetch_run(r, piece.at + (uint64_t)piece.stride, piece.stride,
-                         piece.count - 1, is_write && r->tracking != LM_TRACK_NONE);
+    if (piece.count > 0) /* where that fails, there is demand */
+        lm__prefetch_run(r, piece.at, piece.stride, piece.count,
+                         is_write && r->tracking != LM_TRACK_NONE);
 }

@@ -22,6 +22,7 @@
 
 #define HOPE_NS       5000000000ull /* without any room; then it is an error */
 #define NEW_SHARE     8             /* of the limit is for NEW chunks */
+#define AHEAD_SHARE   8  /* of the limit, at most, is filled before it is asked for */
 #define GHOST_SHARE   1  /* limits' worth of drops is a ghost remembered for */
 #define LEVEL_MAX     3  /* a chunk has 2^level - 1 lives */
 #define CLOCK_SHIFT   16 /* of the bytes that a ghost's age is counted in */
@@ -326,6 +327,37 @@ enum lm__room lm__budget_charge(lm_region *r, struct lm__run run, struct lm__vic
     return room;
 }
 
+/* Ghosts are, that were dropped since. */
+static uint64_t remembered(const lm_budget *b)
+{
+    uint64_t age = GHOST_SHARE * b->limit_bytes >> CLOCK_SHIFT, now = clock_of(b);
+    return now > age ? now - age : 0;
+}
+
+/* Since `clock`. */
+static int was_dropped(const lm_budget *b, const struct lm__note *note, uint64_t clock)
+{
+    return note->place == LM_PLACE_GHOST &&
+           ((clock_of(b) - note->stamp) & CLOCK_MASK) <= clock_of(b) - clock;
+}
+
+int lm__budget_forget_drop(lm_region *r, uint64_t chunk_idx, uint64_t clock)
+{
+    lm_budget *b = r->charges.budget;
+    int is_dropped = 0;
+    if (!b)
+        return 0;
+    pthread_mutex_lock(&g_lock);
+    if (r->charges.member) {
+        struct lm__note *note = lm__chunks_note(&r->chunks, chunk_idx);
+        is_dropped = note && was_dropped(b, note, clock);
+        if (is_dropped)
+            note->place = LM_PLACE_NONE;
+    }
+    pthread_mutex_unlock(&g_lock);
+    return is_dropped;
+}
+
 void lm__budget_filled(lm_region *r, struct lm__run run)
 {
     lm_budget *b = r->charges.budget;
@@ -334,9 +366,7 @@ void lm__budget_filled(lm_region *r, struct lm__run run)
     pthread_mutex_lock(&g_lock);
     for (uint64_t i = run.first; r->charges.member && i < run.first + run.count; i++) {
         struct lm__note *note = lm__chunks_note(&r->chunks, i);
-        uint64_t age = note ? (clock_of(b) - note->stamp) & CLOCK_MASK : 0;
-        int is_back = note && note->place == LM_PLACE_GHOST &&
-                      age << CLOCK_SHIFT <= GHOST_SHARE * b->limit_bytes;
+        int is_back = note && was_dropped(b, note, remembered(b));
         if (note && note->place == LM_PLACE_GHOST) {
             note->level = !is_back                  ? 0
                           : note->level < LEVEL_MAX ? note->level + 1u
@@ -567,6 +597,24 @@ uint64_t lm__budget_limit(const lm_region *r)
     uint64_t limit_bytes = b ? b->limit_bytes : UINT64_MAX;
     pthread_mutex_unlock(&g_lock);
     return limit_bytes;
+}
+
+/* Half of what NEW chunks can have. */
+struct lm__ahead_room lm__budget_ahead_room(const lm_region *r)
+{
+    struct lm__ahead_room room = {UINT64_MAX, 0};
+    pthread_mutex_lock(&g_lock);
+    const lm_budget *b = r->charges.budget;
+    if (b) {
+        uint64_t known = b->queues[1].bytes, least = b->limit_bytes / NEW_SHARE;
+        uint64_t fresh = known < b->limit_bytes ? b->limit_bytes - known : 0;
+        room.bytes = (fresh > least ? fresh : least) / 2;
+        if (room.bytes > b->limit_bytes / AHEAD_SHARE)
+            room.bytes = b->limit_bytes / AHEAD_SHARE;
+        room.clock = clock_of(b);
+    }
+    pthread_mutex_unlock(&g_lock);
+    return room;
 }
 
 void lm_budget_stats(const lm_budget *b, struct lm_budget_stats *out)

@@ -868,6 +868,20 @@ struct lm__stream {
     uint32_t window;  /* how many are to be */
     uint64_t reached; /* steps asked for that the reader has passed */
     uint64_t last;    /* when it was last followed */
+    uint64_t wire;    /* where its last piece has a tripwire; LM_NONE: it has none */
+    int is_chased; /* the reader has waited for what was being filled, of the last piece */
+    int is_late;   /* some of it was dropped before he got there */
+    uint32_t most; /* what its window has room for, by experience */
+    uint64_t calm; /* `reached` when that was found */
+    uint64_t
+        asked[2]; /* lm__ahead_room.clock, when its last two pieces were asked for */
+};
+
+/* What a budget has for readahead. */
+struct lm__ahead_room {
+    uint64_t
+        bytes; /* of all that nobody has asked for yet, at most; UINT64_MAX: no limit */
+    uint64_t clock; /* grows with each drop */
 };
 
 enum { LM_STREAMS = 4, LM_AHEAD_HISTORY = 8 };
@@ -876,6 +890,7 @@ struct lm__ahead {
     pthread_mutex_t lock;
     _Atomic int advice;                    /* enum lm_advice */
     struct lm__stream streams[LM_STREAMS]; /* under lock, as all below */
+    struct lm__ahead_room room;            /* at the last fault */
     uint64_t history[LM_AHEAD_HISTORY];    /* offsets of faults that follow no stream */
     uint64_t clock;                        /* faults */
     unsigned strikes;                      /* streams lately that were for nothing */
@@ -1060,6 +1075,9 @@ enum lm__room lm__budget_take_excess(struct lm__victim *victim);
 int lm__budget_is_over(const lm_budget *budget);
 void lm__budget_set_limit(lm_budget *budget, uint64_t limit_bytes);
 uint64_t lm__budget_limit(const lm_region *region); /* UINT64_MAX: none */
+struct lm__ahead_room lm__budget_ahead_room(const lm_region *region);
+/* Whether the chunk was dropped since `clock`, unread: then it comes back as a NEW one. */
+int lm__budget_forget_drop(lm_region *region, uint64_t chunk_idx, uint64_t clock);
 int lm__budget_take_spill_error(
     lm_region *region); /* whoever comes next waits for another try */
 /* The region leaves its budget and joins `budget`, or none; with the gate closed. */

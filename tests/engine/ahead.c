@@ -69,6 +69,23 @@ static void test_three_faults_in_line_begin_a_run(void)
     lm_region_close(g_region);
 }
 
+/* Who faults on what is being filled shows where he is, and needs no tripwire. */
+static void test_who_waits_for_the_workers_gets_pieces_without_holes(void)
+{
+    region_open(LM_ADVICE_NORMAL);
+    for (uint64_t i = 10; i <= 12; i++)
+        touch(i * CHUNK_BYTES);
+    await_resident(14, 3);
+    lm__ahead_note(g_region, 14 * CHUNK_BYTES, 0); /* as if it were not there yet */
+    CHECK_EQ(stats().ahead, 3 + 6);
+    await_resident(17, 6);
+    touch(23 * CHUNK_BYTES); /* no fault since then: blind again */
+    await_quiet();
+    CHECK_EQ(resident(24, 1), 0);
+    CHECK_EQ(resident(25, 15), 15);
+    lm_region_close(g_region);
+}
+
 /* Touch chunks in a run, and return how many faults that took. */
 static uint64_t run(uint64_t first, int64_t stride, uint64_t count)
 {
@@ -224,6 +241,7 @@ int main(void)
         return TEST_SKIP;
     lm_region_close(g_region);
     test_three_faults_in_line_begin_a_run();
+    test_who_waits_for_the_workers_gets_pieces_without_holes();
     test_runs_fault_seldom();
     test_a_run_ends_with_the_object();
     test_runs_side_by_side();

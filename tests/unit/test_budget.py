@@ -357,6 +357,21 @@ def test_memory_stays_within_the_limit_and_8_mib(
     assert max(highest, at_any_time) <= LIMIT + slack
 
 
+def test_arrays_read_side_by_side_do_not_displace_what_was_filled_ahead(
+    tmp_path: Path,
+) -> None:
+    a = smooth((512, 4096))
+    lm.save(tmp_path / "s.lzm", {f"a{i}": a + i for i in range(16)}, chunk_bytes=65536)
+    with lm.open(tmp_path / "s.lzm", limit="16 MiB") as store:
+        arrays = [np.asarray(array) for array in store.values()]
+        for row in range(0, 512, 4):
+            for i, array in enumerate(arrays):
+                np.testing.assert_array_equal(array[row], a[row] + i)
+        stats = store.stats()
+        assert stats.faults < stats.fills / 2  # most was filled ahead
+        assert stats.fills < 1.4 * 16 * store.info("a0").chunks
+
+
 def test_arrays_are_closed_while_others_need_their_room(path: Path) -> None:
     """Two stores in one budget: one is opened and closed, while the other is read."""
     done = threading.Event()
