@@ -1,18 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause
- * budget.c - how much memory the regions of a budget may have, and whose chunks go first.
+ * budget.c - how much memory the regions of a budget may have.
  *
- *   charge --> the chunk is filled --> entered in a queue --> victim --> dropped, a ghost
+ *   charge --> the chunk is filled --> entered in a queue --> victim --> dropped
  *
  * (B1) A chunk is charged before it has a page, and until it has none.
  * (B2) Nobody waits for room who has room: what is charged never exceeds the limit, but where the
  *      limit was lowered or the region came with what it had.
  *
- * An access to what is in memory is no fault, so nobody knows how often it is used: all that can
- * be seen is that a chunk comes back soon after it was dropped.  Hence two queues, as in 2Q
- * (Johnson and Shasha, VLDB 1994) and S3-FIFO (Yang et al., SOSP 2023).  A chunk that comes for
- * the first time is NEW, and is dropped after a short while: a scan passes through there.  One
- * that comes back while its ghost is remembered is KNOWN, and each time that happens it gets
- * more lives: so many turns of the queue does it stay, asked or not.
+ * queues.c knows whose chunks go first.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -21,41 +16,17 @@
 #include "internal.h"
 
 #define HOPE_NS       5000000000ull /* without any room; then it is an error */
-#define NEW_SHARE     8             /* of the limit is for NEW chunks */
-#define AHEAD_SHARE   8  /* of the limit, at most, is filled before it is asked for */
-#define GHOST_SHARE   1  /* limits' worth of drops is a ghost remembered for */
-#define LEVEL_MAX     3  /* a chunk has 2^level - 1 lives */
-#define CLOCK_SHIFT   16 /* of the bytes that a ghost's age is counted in */
-#define CLOCK_MASK    ((1u << LM_NOTE_STAMP_BITS) - 1)
+#define AHEAD_SHARE   8 /* of the limit, at most, is filled before it is asked for */
 #define SLACK_BYTES   ((uint64_t)8 << 20)
 #define BUFFERS_SHARE 4  /* of the limit, at most, is for buffers */
 #define HEADROOM      32 /* one part in as many is kept free by the evictor */
 #define HEADROOM_MAX  ((uint64_t)32 << 20)
 
-/* A region as its budget knows it, and as long as an entry does. */
-struct lm__member {
-    lm_region *region; /* NULL: it has left */
-    uint64_t entries;
-    uint64_t bytes[2]; /* in each queue */
-};
-
-struct entry {
-    struct lm__member *member;
-    uint64_t chunk_idx;
-};
-
-struct queue {
-    struct entry *ring;
-    uint64_t head, count, capacity; /* a power of two */
-    uint64_t bytes;                 /* of the chunks that are in it */
-};
-
 struct lm_budget {
     lm_budget *next;
     uint32_t refs;
     uint64_t limit_bytes, used_bytes, pinned_bytes;
-    uint64_t dropped_bytes;  /* ever: the clock of ghosts */
-    struct queue queues[2];  /* by place - LM_PLACE_NEW */
+    struct lm__queues queues;
     struct lm__spill *spill; /* NULL: what was written stays; fixed */
     int spill_error;         /* of the last try: -errno */
     uint64_t stuck_ns;       /* since when there is no room for anybody; 0: there was */
@@ -68,90 +39,6 @@ static pthread_cond_t g_freed = PTHREAD_COND_INITIALIZER;  /* there is more room
 static pthread_cond_t g_excess = PTHREAD_COND_INITIALIZER; /* there is little */
 static lm_budget *g_budgets;
 static int g_is_excess;
-
-/* ---- queues ---------------------------------------------------------------------------------- */
-
-static int push(struct queue *q, struct entry entry)
-{
-    if (q->count == q->capacity) {
-        uint64_t capacity = q->capacity ? 2 * q->capacity : 64;
-        struct entry *ring = malloc(capacity * sizeof ring[0]);
-        if (!ring)
-            return -ENOMEM;
-        for (uint64_t i = 0; i < q->count; i++)
-            ring[i] = q->ring[(q->head + i) & (q->capacity - 1)];
-        free(q->ring);
-        q->ring = ring;
-        q->head = 0;
-        q->capacity = capacity;
-    }
-    q->ring[(q->head + q->count++) & (q->capacity - 1)] = entry;
-    return 0;
-}
-
-static struct entry pop(struct queue *q)
-{
-    struct entry entry = q->ring[q->head];
-    q->head = (q->head + 1) & (q->capacity - 1);
-    q->count--;
-    return entry;
-}
-
-static struct lm__note *note_of(const struct entry *e)
-{
-    lm_region *r = e->member->region;
-    return r ? lm__chunks_note(&r->chunks, e->chunk_idx) : NULL;
-}
-
-/* Of queue `q`, where it has been. */
-static void entry_free(const lm_budget *b, const struct queue *q, struct entry e)
-{
-    struct lm__note *note = note_of(&e);
-    if (note)
-        note->entries &= ~(1u << (q - b->queues)) & 3;
-    if (--e.member->entries == 0 && !e.member->region)
-        free(e.member);
-}
-
-static int is_queue(unsigned place)
-{
-    return place == LM_PLACE_NEW || place == LM_PLACE_KNOWN;
-}
-
-static struct queue *queue_of(lm_budget *b, unsigned place)
-{
-    return is_queue(place) ? &b->queues[place - LM_PLACE_NEW] : NULL;
-}
-
-static void count(lm_budget *b, const lm_region *r, unsigned place, uint64_t bytes)
-{
-    if (!is_queue(place))
-        return;
-    b->queues[place - LM_PLACE_NEW].bytes += bytes;
-    r->charges.member->bytes[place - LM_PLACE_NEW] += bytes;
-}
-
-static void set_place(lm_budget *b, const lm_region *r, struct lm__note *note,
-                      unsigned place)
-{
-    count(b, r, note->place, -(1ull << r->chunk_shift));
-    count(b, r, place, 1ull << r->chunk_shift);
-    note->place = place & 3;
-}
-
-/* What was dropped by others, and comes again, has the entry that it had.  Without memory for one
- * the chunk is in no queue, and stays. */
-static void enter(lm_budget *b, lm_region *r, uint64_t chunk_idx, unsigned place)
-{
-    struct lm__note *note = lm__chunks_note(&r->chunks, chunk_idx);
-    struct entry entry = {r->charges.member, chunk_idx};
-    unsigned bit = 1u << (place - LM_PLACE_NEW);
-    if (!note || (!(note->entries & bit) && push(queue_of(b, place), entry) != 0))
-        return;
-    entry.member->entries += !(note->entries & bit);
-    note->entries |= bit & 3;
-    set_place(b, r, note, place);
-}
 
 /* ---- charges --------------------------------------------------------------------------------- */
 
@@ -173,8 +60,6 @@ static int is_in_excess(const lm_budget *b)
 {
     return b->stuck_ns != 0 || b->used_bytes > room_bytes(b) - headroom(b);
 }
-
-static uint64_t clock_of(const lm_budget *b) { return b->dropped_bytes >> CLOCK_SHIFT; }
 
 static size_t run_bytes(const lm_region *r, struct lm__run run)
 {
@@ -208,15 +93,8 @@ void lm__budget_uncharge(lm_region *r, struct lm__run run, int was_there)
         b->used_bytes -= bytes;
         b->stuck_ns = 0;
         r->charges.bytes -= bytes;
-        for (uint64_t i = run.first; was_there && i < run.first + run.count; i++) {
-            struct lm__note *note = lm__chunks_note(&r->chunks, i);
-            if (!note)
-                continue;
-            set_place(b, r, note, LM_PLACE_GHOST);
-            note->stamp = clock_of(b) & CLOCK_MASK;
-        }
         if (was_there)
-            b->dropped_bytes += bytes;
+            lm__queues_dropped(&b->queues, r, run, bytes);
         pthread_cond_broadcast(&g_freed);
     }
     pthread_mutex_unlock(&g_lock);
@@ -243,57 +121,10 @@ static int can_go(const lm_region *r, uint64_t chunk_idx, int may_spill)
            (!r->is_writable || r->tracking == LM_TRACK_PROTECT);
 }
 
-/* More of the queue's head, as far as it lies in one huge page: that is given back whole. */
-static void take_neighbours(lm_budget *b, struct queue *q, int may_spill,
-                            struct lm__victim *v)
-{
-    uint64_t unit = LM_HUGE_BYTES >> v->region->chunk_shift;
-    while (q->count > 0) {
-        struct entry *e = &q->ring[q->head];
-        uint64_t next = v->run.first + v->run.count;
-        struct lm__note *note = note_of(e);
-        if (e->member->region != v->region || e->chunk_idx != next || unit == 0 ||
-            next % unit == 0 || queue_of(b, note->place) != q || note->lives > 0 ||
-            !can_go(v->region, next, may_spill))
-            return;
-        entry_free(b, q, pop(q));
-        set_place(b, v->region, note, LM_PLACE_NONE);
-        v->run.count++;
-    }
-}
-
-static int take_from(lm_budget *b, struct queue *q, int may_spill, struct lm__victim *v)
-{
-    for (uint64_t stuck = 0; stuck < q->count;) {
-        struct entry e = pop(q);
-        struct lm__note *note = note_of(&e);
-        if (!note || queue_of(b, note->place) != q) { /* it has left, or comes again */
-            entry_free(b, q, e);
-        } else if (note->lives > 0) {
-            note->lives--;
-            push(q, e); /* into the place that pop() has left */
-        } else if (!can_go(e.member->region, e.chunk_idx, may_spill) ||
-                   !lm__region_retain_live(e.member->region)) {
-            push(q, e);
-            stuck++;
-        } else {
-            v->region = e.member->region;
-            v->run = (struct lm__run){e.chunk_idx, 1};
-            set_place(b, v->region, note, LM_PLACE_NONE);
-            take_neighbours(b, q, may_spill, v);
-            entry_free(b, q, e);
-            return 1;
-        }
-    }
-    return 0;
-}
-
 static int take_victim_locked(lm_budget *b, int may_spill, struct lm__victim *v)
 {
-    struct queue *fresh = &b->queues[0], *known = &b->queues[1];
-    int is_fresh = fresh->bytes > b->limit_bytes / NEW_SHARE || known->count == 0;
-    struct queue *first = is_fresh ? fresh : known, *second = is_fresh ? known : fresh;
-    return take_from(b, first, may_spill, v) || take_from(b, second, may_spill, v);
+    struct lm__choice choice = {b->limit_bytes, may_spill, can_go};
+    return lm__queues_take(&b->queues, &choice, v);
 }
 
 /* Nothing may go now: how long is that so? */
@@ -327,55 +158,14 @@ enum lm__room lm__budget_charge(lm_region *r, struct lm__run run, struct lm__vic
     return room;
 }
 
-/* Ghosts are, that were dropped since. */
-static uint64_t remembered(const lm_budget *b)
-{
-    uint64_t age = GHOST_SHARE * b->limit_bytes >> CLOCK_SHIFT, now = clock_of(b);
-    return now > age ? now - age : 0;
-}
-
-/* Since `clock`. */
-static int was_dropped(const lm_budget *b, const struct lm__note *note, uint64_t clock)
-{
-    return note->place == LM_PLACE_GHOST &&
-           ((clock_of(b) - note->stamp) & CLOCK_MASK) <= clock_of(b) - clock;
-}
-
-int lm__budget_forget_drop(lm_region *r, uint64_t chunk_idx, uint64_t clock)
-{
-    lm_budget *b = r->charges.budget;
-    int is_dropped = 0;
-    if (!b)
-        return 0;
-    pthread_mutex_lock(&g_lock);
-    if (r->charges.member) {
-        struct lm__note *note = lm__chunks_note(&r->chunks, chunk_idx);
-        is_dropped = note && was_dropped(b, note, clock);
-        if (is_dropped)
-            note->place = LM_PLACE_NONE;
-    }
-    pthread_mutex_unlock(&g_lock);
-    return is_dropped;
-}
-
 void lm__budget_filled(lm_region *r, struct lm__run run)
 {
     lm_budget *b = r->charges.budget;
     if (!b)
         return;
     pthread_mutex_lock(&g_lock);
-    for (uint64_t i = run.first; r->charges.member && i < run.first + run.count; i++) {
-        struct lm__note *note = lm__chunks_note(&r->chunks, i);
-        int is_back = note && was_dropped(b, note, remembered(b));
-        if (note && note->place == LM_PLACE_GHOST) {
-            note->level = !is_back                  ? 0
-                          : note->level < LEVEL_MAX ? note->level + 1u
-                                                    : LEVEL_MAX;
-            note->lives = (1u << note->level) - 1;
-            b->counts.chunks_back += is_back;
-        }
-        enter(b, r, i, is_back ? LM_PLACE_KNOWN : LM_PLACE_NEW);
-    }
+    for (uint64_t i = run.first; r->charges.member && i < run.first + run.count; i++)
+        b->counts.chunks_back += lm__queues_filled(&b->queues, r, i, b->limit_bytes);
     pthread_mutex_unlock(&g_lock);
 }
 
@@ -389,7 +179,7 @@ void lm__budget_return(const struct lm__victim *v, uint64_t dropped)
         struct lm__note *note = lm__chunks_note(&r->chunks, i);
         if (note && note->place == LM_PLACE_NONE &&
             !lm__chunk_is_away(lm__chunks_state(&r->chunks, i)))
-            enter(b, r, i, LM_PLACE_NEW);
+            lm__queues_enter(&b->queues, r, i);
     }
     if (b)
         b->counts.chunks_evicted += dropped;
@@ -446,11 +236,7 @@ static void drop_locked(lm_budget *b)
     while (*at != b)
         at = &(*at)->next;
     *at = b->next;
-    for (int i = 0; i < 2; i++) {
-        while (b->queues[i].count > 0)
-            entry_free(b, &b->queues[i], pop(&b->queues[i]));
-        free(b->queues[i].ring);
-    }
+    lm__queues_fini(&b->queues);
     if (b->spill)
         lm__spill_drop(b->spill);
     free(b);
@@ -468,30 +254,24 @@ static void leave_locked(lm_region *r)
         b->pinned_bytes -= run_bytes(r, r->charges.pins[i]);
     r->charges.bytes = 0;
     r->charges.member = NULL;
-    for (int i = 0; i < 2; i++)
-        b->queues[i].bytes -= m->bytes[i];
-    m->region = NULL;
-    if (m->entries == 0)
-        free(m);
+    lm__queues_leave(&b->queues, m);
     pthread_cond_broadcast(&g_freed);
 }
 
-/* With what it has.  The notes are of no use any more: ghosts are another budget's, or older. */
+/* With what it has. */
 static int join_locked(lm_region *r, lm_budget *b)
 {
-    struct lm__member *m = calloc(1, sizeof *m);
+    struct lm__member *m = lm__queues_join(r);
     if (!m)
         return -ENOMEM;
-    m->region = r;
     r->charges.member = m;
     r->charges.budget = b;
-    lm__chunks_forget_notes(&r->chunks);
     for (uint64_t j = 0; j < r->charges.pin_count; j++)
         b->pinned_bytes += run_bytes(r, r->charges.pins[j]);
     uint64_t end = r->chunks.count, i = 0;
     for (; (i = lm__chunks_next(&r->chunks, i, end, LM_CHUNKS_RESIDENT)) < end; i++) {
         charge_locked(b, r, run_bytes(r, (struct lm__run){i, 1}));
-        enter(b, r, i, LM_PLACE_NEW);
+        lm__queues_enter(&b->queues, r, i);
     }
     return 0;
 }
@@ -599,22 +379,31 @@ uint64_t lm__budget_limit(const lm_region *r)
     return limit_bytes;
 }
 
-/* Half of what NEW chunks can have. */
 struct lm__ahead_room lm__budget_ahead_room(const lm_region *r)
 {
     struct lm__ahead_room room = {UINT64_MAX, 0};
     pthread_mutex_lock(&g_lock);
     const lm_budget *b = r->charges.budget;
     if (b) {
-        uint64_t known = b->queues[1].bytes, least = b->limit_bytes / NEW_SHARE;
-        uint64_t fresh = known < b->limit_bytes ? b->limit_bytes - known : 0;
-        room.bytes = (fresh > least ? fresh : least) / 2;
-        if (room.bytes > b->limit_bytes / AHEAD_SHARE)
-            room.bytes = b->limit_bytes / AHEAD_SHARE;
-        room.clock = clock_of(b);
+        uint64_t share = b->limit_bytes / AHEAD_SHARE;
+        room.bytes = lm__queues_new_bytes(&b->queues, b->limit_bytes) / 2;
+        room.bytes = room.bytes < share ? room.bytes : share;
+        room.clock = lm__queues_clock(&b->queues);
     }
     pthread_mutex_unlock(&g_lock);
     return room;
+}
+
+int lm__budget_forget_drop(lm_region *r, uint64_t chunk_idx, uint64_t clock)
+{
+    lm_budget *b = r->charges.budget;
+    if (!b)
+        return 0;
+    pthread_mutex_lock(&g_lock);
+    int was_dropped =
+        r->charges.member && lm__queues_forget_drop(&b->queues, r, chunk_idx, clock);
+    pthread_mutex_unlock(&g_lock);
+    return was_dropped;
 }
 
 void lm_budget_stats(const lm_budget *b, struct lm_budget_stats *out)

@@ -8,9 +8,9 @@
  *   payload.c     store.c object.c block.c     encode.c append.c     index_update.c
  *   spill.c     chunks.c     keeper.c uffd_open.c uffd_fd.c uffd.c
  *   failure.c interrupt.c
- *   gate.c     budget.c     arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c
- *   copying.c     evict.c     fill.c     freeze.c     dirty.c
- *   workers.c     prefetch.c     ahead.c
+ *   gate.c     queues.c budget.c     arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c
+ *   copying.c     evict.c     fill.c     freeze.c
+ *   workers.c     dirty.c prefetch.c     ahead.c
  *   ones.c     fault.c
  *   pager.c
  *   read.c strip.c writer.c     snapshot.c restore.c prune.c copy.c     python.c
@@ -534,7 +534,7 @@ void lm__chunks_drop_extent(const struct lm__chunks *chunks, uint64_t idx);
 
 enum { LM_NOTE_STAMP_BITS = 22 };
 
-/* What budget.c remembers of a chunk, under its lock. */
+/* What queues.c remembers of a chunk, under the lock of budget.c. */
 struct lm__note {
     uint32_t place : 2;   /* enum lm__place */
     uint32_t entries : 2; /* which queues have an entry of it, maybe of before */
@@ -1043,13 +1043,56 @@ void lm__gate_open(void);
 /* Before a thread that has a handler's scratch lets time pass: others are to read events. */
 void lm__will_block(struct lm__scratch *scratch);
 
-/* ---- budget.c -------------------------------------------------------------------------------------------- */
+/* ---- queues.c -------------------------------------------------------------------------------------------- */
 
 /* Chunks that may be dropped to make room; with a reference to the region. */
 struct lm__victim {
     lm_region *region;
     struct lm__run run;
 };
+
+struct lm__queued;
+
+struct lm__queue {
+    struct lm__queued *ring;
+    uint64_t head, count, capacity; /* a power of two */
+    uint64_t bytes;                 /* of the chunks that are in it */
+};
+
+/* The chunks of a budget that can go; all under its lock. */
+struct lm__queues {
+    struct lm__queue queues[2]; /* by place - LM_PLACE_NEW */
+    uint64_t dropped_bytes;     /* ever: the clock of ghosts */
+};
+
+struct lm__choice {
+    uint64_t limit_bytes;
+    int may_spill;
+    int (*can_go)(const lm_region *region, uint64_t chunk_idx, int may_spill);
+};
+
+struct lm__member *lm__queues_join(lm_region *region); /* NULL: no memory */
+void lm__queues_leave(struct lm__queues *queues, struct lm__member *member);
+void lm__queues_fini(struct lm__queues *queues); /* when all have left */
+/* A chunk is there, though nobody asked for it. */
+void lm__queues_enter(struct lm__queues *queues, lm_region *region, uint64_t chunk_idx);
+/* It was filled.  1: soon after it was dropped. */
+int lm__queues_filled(struct lm__queues *queues, lm_region *region, uint64_t chunk_idx,
+                      uint64_t limit_bytes);
+void lm__queues_dropped(struct lm__queues *queues, lm_region *region,
+                        struct lm__run run, uint64_t bytes);
+/* Whether the chunk was dropped since `clock`, unread: then it comes back as a NEW one. */
+int lm__queues_forget_drop(struct lm__queues *queues, lm_region *region,
+                           uint64_t chunk_idx, uint64_t clock);
+uint64_t lm__queues_clock(const struct lm__queues *queues);
+/* How much NEW chunks can have. */
+uint64_t lm__queues_new_bytes(const struct lm__queues *queues, uint64_t limit_bytes);
+/* 0: nothing may go. */
+int lm__queues_take(struct lm__queues *queues, const struct lm__choice *choice,
+                    struct lm__victim *victim);
+
+/* ---- budget.c -------------------------------------------------------------------------------------------- */
+
 enum lm__room { LM_ROOM_CHARGED, LM_ROOM_VICTIM, LM_ROOM_NONE, LM_ROOM_NEVER };
 
 /* Charge FILLING chunks to the region's budget, if there is room: else *victim is what may go,
@@ -1076,7 +1119,7 @@ int lm__budget_is_over(const lm_budget *budget);
 void lm__budget_set_limit(lm_budget *budget, uint64_t limit_bytes);
 uint64_t lm__budget_limit(const lm_region *region); /* UINT64_MAX: none */
 struct lm__ahead_room lm__budget_ahead_room(const lm_region *region);
-/* Whether the chunk was dropped since `clock`, unread: then it comes back as a NEW one. */
+/* As lm__queues_forget_drop(). */
 int lm__budget_forget_drop(lm_region *region, uint64_t chunk_idx, uint64_t clock);
 int lm__budget_take_spill_error(
     lm_region *region); /* whoever comes next waits for another try */
@@ -1167,12 +1210,6 @@ void lm__freeze_fail(lm_region *region, const struct lm_error *cause);
 void lm__freeze_bound_copies(size_t bytes_max);
 #endif
 
-/* ---- dirty.c ---------------------------------------------------------------------------------------------- */
-
-/* Serve a write to a page that is protected. */
-void lm__write_serve(lm_region *region, uint64_t chunk_idx,
-                     const struct lm__fault *fault);
-
 /* ---- ones.c ---------------------------------------------------------------------------------------------- */
 
 enum { LM_ANNOUNCE_MS = 50, LM_ONES_BYTES = 65536 };
@@ -1226,6 +1263,12 @@ struct lm__job_spec {
 /* Run the steps in ascending order on all cores.  A normal job of one step runs before
  * return. */
 int lm__job_start(const struct lm__job_spec *spec, lm_job **out);
+
+/* ---- dirty.c ---------------------------------------------------------------------------------------------- */
+
+/* Serve a write to a page that is protected. */
+void lm__write_serve(lm_region *region, uint64_t chunk_idx,
+                     const struct lm__fault *fault);
 
 /* ---- prefetch.c ------------------------------------------------------------------------------------------- */
 
