@@ -13,7 +13,7 @@
 #include "internal.h"
 
 #define AREA_BYTES_SHIFT 20
-#define WAITS_MAX        4 /* in an area: 130 us each, on a disk that reads 1 MiB in 0.7 ms */
+#define WAITS_MAX        6 /* in an area: 130 us each, on a disk that reads 1 MiB in 0.7 ms */
 #define READ_RETRIES     3 /* with pauses of 1, 4 and 16 ms: a hiccup, not an outage */
 
 /* A read there has to wait.  Of areas that share a word the last one counts. */
