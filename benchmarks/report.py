@@ -225,6 +225,78 @@ _EDITS = tuple(
     for name in edits.PEERS
 )
 
+_COLD = "sum of 1 GiB of weather, cold"
+_GROUP = "1 GiB of weather, cold, in a memory cgroup of a quarter"
+_MISSES = "misses where a quarter has room"
+_DOUBLED = "six times its limit, in memory, doubled in place"
+
+
+def _limited(
+    question: str, table: str, case: str, *columns: str | None, last: str = "s"
+) -> Figure:
+    return Figure(question, "budget", table, case, (*columns, last))
+
+
+_LIMITS = (
+    _limited("sum of 1 GiB, cold, no limit, s", _COLD, "limit: no limit", None, None),
+    _limited("the same, limit 128 MiB, s", _COLD, "limit: an eighth", None, None),
+    _limited(
+        "peak memory of it, MiB",
+        _COLD,
+        "limit: an eighth",
+        None,
+        None,
+        last="peak_mib",
+    ),
+    _limited("the same in a cgroup of 256 MiB, s", _GROUP, "sum", "memmap_s", None),
+    _limited(
+        "2,000 random rows in it, s", _GROUP, "2,000 random rows", "memmap_s", None
+    ),
+    *(
+        _limited(
+            f"misses of 100,000 reads, {name}",
+            _MISSES,
+            name,
+            None,
+            "lru",
+            last="misses",
+        )
+        for name in ("Zipf 0.8", "Zipf 1.0", "Zipf 1.2", "scan and hot set")
+    ),
+    _limited(
+        "doubling 6 GiB in place, limit 1 GiB, s",
+        _DOUBLED,
+        "write, double, read",
+        None,
+        None,
+        last="double_s",
+    ),
+)
+
+_SESSION_RIVALS = {
+    "kishu": "kishu",
+    "dill": "dill",
+    "joblib": "joblib",
+    "joblib, lz4": "joblib_lz4",
+    "lazymem": "lazymem",
+}
+"""The column of each."""
+_SESSION = tuple(
+    Figure(
+        question, "session", "a session of 5 GiB", case, tuple(_SESSION_RIVALS.values())
+    )
+    for question, case in (
+        ("first save, s", "first save"),
+        ("again, 1 % changed, s", "save, 1 % changed"),
+        ("checkpoint, 1 % changed, s", "checkpoint, 1 % changed"),
+        ("undo of a cell that changed 1 %, s", "undo of a cell that changed 1 %"),
+        ("restore in a new kernel, s", "new kernel: restore"),
+        ("first use there, s", "new kernel: first use"),
+        ("file, MiB", "file after the first save, MiB"),
+        ("after the second save, MiB", "file after the second, MiB"),
+    )
+)
+
 
 def _load(folder: Path) -> dict[str, dict[str, Any]]:
     results = (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
@@ -305,6 +377,10 @@ def main() -> None:
         results,
     )
     print(_where(results["writes"]))
+    print()
+    _print(("within a limit", "np.memmap", "LRU", "lazymem"), _LIMITS, results)
+    _print(("5 GiB of a notebook's variables", *_SESSION_RIVALS), _SESSION, results)
+    print(_where(results["session"]))
 
 
 if __name__ == "__main__":
