@@ -187,6 +187,13 @@ class LazyArray(np.ndarray[Any, Any]):
         index : basic index, optional
             Integers, slices, ``...``, as in ``a.prefetch(np.s_[10:20])``; default all.
 
+        Raises
+        ------
+        TypeError
+            If the index is none of these.
+        ClosedError
+            If the store is closed.
+
         Notes
         -----
         Returns at once.  A chunk that can't be read is left to whoever touches it; so
@@ -203,6 +210,11 @@ class LazyArray(np.ndarray[Any, Any]):
         ----------
         progress : bool or callable, optional
             True for a bar, or a function of (bytes done, bytes in all).
+
+        Returns
+        -------
+        LazyArray
+            The array itself.
 
         Raises
         ------

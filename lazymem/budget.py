@@ -95,7 +95,13 @@ def default_budget() -> _engine.BudgetHandle | None:
 
 
 def get_limit() -> int | None:
-    """Return what :func:`set_limit` has set, in bytes; None: no limit."""
+    """Return what :func:`lazymem.set_limit` has set.
+
+    Returns
+    -------
+    int or None
+        Bytes; None: no limit.
+    """
     return _default.stats().limit_bytes if _default else None
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "ClosedError",
     "FillError",
     "FormatError",
+    "HugePagesError",
     "LazyMemError",
     "LazyMemWarning",
     "LockError",

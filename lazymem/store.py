@@ -227,12 +227,23 @@ class Store(Mapping[str, LazyArray]):
     def info(self, name: str) -> ObjectInfo:
         """Return what the store knows of an object, without touching its data.
 
-        Where arrays were written, `index` and `stored_bytes` are of the last commit.
+        Parameters
+        ----------
+        name : str
+            The object.
+
+        Returns
+        -------
+        ObjectInfo
+            Where the array was written to, its `index` and `stored_bytes` are of the
+            last commit.
 
         Raises
         ------
         ObjectNotFoundError
             If there is no object of that name.
+        FormatError
+            If its entry in the file makes no sense.
         """
         try:
             entry = self._content["objects"][name]
@@ -241,7 +252,16 @@ class Store(Mapping[str, LazyArray]):
         return manifest.object_info(self._path, name, entry)
 
     def stats(self) -> StoreStats:
-        """Return counters of the arrays that are open, and of the engine."""
+        """Return counters of the arrays that are open, and of the engine.
+
+        Returns
+        -------
+        StoreStats
+
+        Notes
+        -----
+        Touches no page.
+        """
         with self._arrays.lock:
             regions = self._arrays.regions()
         arrays = {
@@ -360,10 +380,24 @@ class Store(Mapping[str, LazyArray]):
     def verify(self, *, progress: Progress = None) -> list[Exception]:
         """Check every checksum of every object and decode every chunk.
 
+        Parameters
+        ----------
+        progress : bool or callable, optional
+            True for a bar, or a function of (bytes done, bytes in all).
+
         Returns
         -------
         list of LazyMemError
             What is damaged, at most 256 for each object; empty if all is well.
+
+        Raises
+        ------
+        ClosedError
+            If the store is closed.
+
+        Notes
+        -----
+        Uses all cores, and none of the arrays' memory.
         """
         self._check_open("verify")
         damage: list[Exception] = []
@@ -796,6 +830,10 @@ class Store(Mapping[str, LazyArray]):
 
     def log(self) -> list[SnapshotInfo]:
         """Return the snapshots that are kept, oldest first.
+
+        Returns
+        -------
+        list of SnapshotInfo
 
         Raises
         ------

@@ -93,7 +93,17 @@ class ObjectWriter:
     def write_bytes(
         self, offset: int, block: Bytes, tick: _engine.Tick | None = None
     ) -> None:
-        """Append raw bytes at byte `offset` of the object."""
+        """Append raw bytes.
+
+        Parameters
+        ----------
+        offset : int
+            Where they belong in the object, in bytes.
+        block : ndarray
+            Shape ``(n,)``, uint8.
+        tick : callable, optional
+            Called now and then with the steps done and the steps in all.
+        """
         handle = self._begin(block)
         self._writer.write(handle, offset, block, tick)
         self._end = offset + block.nbytes
@@ -222,6 +232,18 @@ class Writer:
     attrs : mapping, optional
         JSON attributes of the store.
 
+    Attributes
+    ----------
+    file_bytes : int
+        Length of the file in bytes, once the writer is closed.
+
+    Raises
+    ------
+    OSError
+        If there is a folder of that name, or no file can be made beside it.
+    LockError
+        If a writer has the file open that is there.
+
     Examples
     --------
     >>> import numpy as np, lazymem as lm
@@ -280,6 +302,18 @@ class Writer:
             JSON attributes.
         **encoding
             ``codec``, ``level``, ``chunk_bytes``, ``shuffle``, as for the writer.
+
+        Returns
+        -------
+        ObjectWriter
+            Takes the blocks.
+
+        Raises
+        ------
+        ValueError
+            If the name is taken, the shape can't be stored, or the writer is closed.
+        TypeError
+            If the dtype holds Python objects, or attributes are no JSON.
         """
         source = empty_source(name, shape, dtype, order)
         return self._create(name, source, attrs, **encoding)
@@ -313,7 +347,15 @@ class Writer:
         self._done[name] = self._objects.pop(name)._finish()
 
     def close(self) -> None:
-        """Complete the file and put it in its place.  Closing twice is allowed."""
+        """Complete the file and put it in its place.  Closing twice is allowed.
+
+        Raises
+        ------
+        OSError
+            If the file can't be written; what was there before stays.
+        LockError
+            If a writer has what is there open.
+        """
         if self._closed:
             return
         try:
@@ -421,6 +463,8 @@ def save(
         If a format's library is not installed; says what to install.
     OSError
         If the file can't be written; what was there before stays.
+    LockError
+        If a writer has the file open that is there.
 
     Notes
     -----

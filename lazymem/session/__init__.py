@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The variables of a program in a store: saved, restored, and gone back to.
 
+How values become objects of the store::
+
     values --document.py--> JSON that says how they hang together --> object ".session"
                        '--> arrays --memory.py--> objects, named after the variables
 

@@ -277,7 +277,23 @@ def restore(store: Store, *names: str, trust_pickle: bool = False) -> dict[str, 
 
 
 def names_in(store: Store) -> tuple[str, ...]:
-    """Return the names of the variables that a store holds; none: no session."""
+    """Return the names of the variables that a store holds.
+
+    Parameters
+    ----------
+    store : Store
+        Open in any mode.
+
+    Returns
+    -------
+    tuple of str
+        Empty if the store holds no session.
+
+    Raises
+    ------
+    FormatError
+        If it holds one that makes no sense.
+    """
     return tuple(_read(store)["names"]) if _KEY in store else ()
 
 
