@@ -17,7 +17,7 @@ DEPTH = 200
 SEED =
 SOURCES = $(wildcard ext/*.c ext/*.h ext/*.py lazymem/_version.py) setup.py setup.cfg
 
-.PHONY: help demo test test-one check lint format asan tsan crash stress bench bench-smoke \
+.PHONY: help demo test test-one check lint format docs asan tsan crash stress bench bench-smoke \
     clean
 
 help: ## this list
@@ -40,7 +40,7 @@ test: ## set up, then the tests on the oldest and the newest Python found
 test-one: $(VENV)/test.done
 	$(BIN)/python -m pytest $(ARGS)
 
-check: lint test bench-smoke ## all that CI runs
+check: lint docs test bench-smoke ## all that CI runs
 
 lint: $(VENV)/lint.done ## ruff, mypy, clang-format, codespell
 	$(BIN)/ruff check .
@@ -53,6 +53,9 @@ format: $(VENV)/lint.done ## let the tools rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
+
+docs: $(VENV)/docs.done ## the site, in build/docs: a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs
 
 asan: $(VENV)/test.done ## the engine's own tests under ASan and UBSan
 	LAZYMEM_SANITIZERS=asan $(BIN)/python -m pytest $(ENGINE_TESTS)
