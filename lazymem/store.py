@@ -170,7 +170,10 @@ class Store(Mapping[str, LazyArray]):
         return array
 
     def __setitem__(self, name: str, value: npt.ArrayLike | os.PathLike[str]) -> None:
-        self._writing(f"store[{name!r}] = ...").put(name, value)
+        writing = self._writing(f"store[{name!r}] = ...")
+        if isinstance(value, LazyArray) and value is self._arrays.get(name):
+            return  # the end of store[name] *= 2, which has written to the array
+        writing.put(name, value)
 
     def __delitem__(self, name: str) -> None:
         self._writing(f"del store[{name!r}]").delete(name, self._not_found)

@@ -440,6 +440,18 @@ def test_put_with_options_stores_as_they_say(path: Path) -> None:
 
 
 @pytest.mark.needs_uffd
+def test_an_operation_in_place_on_an_object_leaves_its_array_open(path: Path) -> None:
+    with lm.open(path, "r+") as store:
+        a = store["a"]
+        store["a"] *= 2
+        np.testing.assert_array_equal(a, A * 2)
+        assert store["a"] is a
+        with pytest.raises(TypeError):
+            store["new"] = None
+        store.snapshot()
+    np.testing.assert_array_equal(content(path)["a"], A * 2)
+
+
 def test_put_replaces_an_array_which_may_be_its_own_source(path: Path) -> None:
     with lm.open(path, "r+") as store:
         store["a"].attrs["unit"] = "K"
