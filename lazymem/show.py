@@ -252,7 +252,10 @@ def _size(nbytes: float) -> str:
 
 
 def _ratio(nbytes: int, stored_bytes: int) -> str:
-    return f"{nbytes / stored_bytes:.3g}" if stored_bytes else "–"
+    if not stored_bytes:
+        return "–"
+    ratio = nbytes / stored_bytes
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
 def _share(seen: Strip, chunks: int) -> str:

@@ -346,6 +346,11 @@ def test_snapshots_are_shown() -> None:
 def test_sizes(nbytes: int, text: str) -> None:
     assert show._size(nbytes) == text
     assert show._size(2.0**63) == "8.19e+03 PiB"
+    assert [show._ratio(x, 84) for x in (84 * 381_000, 180, 0)] == [
+        "381,000",
+        "2.14",
+        "0",
+    ]
 
 
 # ---- figures -------------------------------------------------------------------------
