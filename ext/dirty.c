@@ -65,12 +65,15 @@ struct window {
     struct lm__run chunks;
 };
 
-/* As far as they are CLEAN, and nobody else goes on from there.  Returns how many. */
+/* As far as they are CLEAN, nobody else goes on from there, and no freeze has come between.
+ * Returns how many. */
 static uint64_t let_write_piece(lm_region *r, struct lm__run piece)
 {
-    if (lm_load_relaxed(&r->writes.next) != piece.first || !lm__writes_begin(r))
+    if (!lm__writes_begin(r))
         return 0;
-    uint64_t count = take_clean(r, piece.first, piece.count);
+    uint64_t count = 0;
+    if (lm_load_relaxed(&r->writes.next) == piece.first)
+        count = take_clean(r, piece.first, piece.count);
     if (count > 0) {
         lm_store_relaxed(&r->writes.next, piece.first + count);
         unprotect(r, piece.first, count);

@@ -32,6 +32,9 @@ void lm__writes_pause(lm_region *r)
 {
     pthread_mutex_lock(&r->writes.pause);
     await_none_at_work(r);
+    lm_store_relaxed(&r->writes.next,
+                     0); /* what was to be written ahead is not, after this */
+    lm_store_relaxed(&r->writes.wire, 0);
 }
 
 int lm__writes_try_pause(lm_region *r)
