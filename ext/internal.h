@@ -281,6 +281,7 @@ struct lm__source {
     int fd;
     _Atomic uint64_t end_offset; /* nothing to be read lies at or behind this */
     _Atomic int is_failing;      /* the last read did */
+    _Atomic uint64_t waited_at;  /* the offset of the last read that had to wait */
     _Atomic uint32_t waits[LM_SOURCE_AREAS]; /* in areas of the file; see source.c */
 };
 

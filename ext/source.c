@@ -16,9 +16,13 @@
 #define WAITS_MAX        6 /* in an area: 130 us each, on a disk that reads 1 MiB in 0.7 ms */
 #define READ_RETRIES     3 /* with pauses of 1, 4 and 16 ms: a hiccup, not an outage */
 
-/* A read there has to wait.  Of areas that share a word the last one counts. */
+/* A read there has to wait, or is left to one that will.  Of areas that share a word the last one
+ * counts. */
 static void note_wait(struct lm__source *source, uint64_t offset)
 {
+    if (lm_load_relaxed(&source->waited_at) == offset)
+        return;
+    lm_store_relaxed(&source->waited_at, offset);
     uint64_t area = offset >> AREA_BYTES_SHIFT;
     _Atomic uint32_t *word = &source->waits[area % LM_SOURCE_AREAS];
     uint32_t first = (uint32_t)(area * (WAITS_MAX + 1) + 1),
@@ -43,6 +47,7 @@ int lm__source_read(struct lm__source *source, const struct lm__entry *e,
         return lm__fail(err, cause);
     }
     if (lm__io_pread_cached(source->fd, e->offset, e->stored_bytes, buf) != 0) {
+        note_wait(source, e->offset);
         if (scratch->is_cached_only) {
             lm__io_will_need(source->fd, e->offset, e->stored_bytes);
             cause.code = -EAGAIN;
@@ -50,7 +55,6 @@ int lm__source_read(struct lm__source *source, const struct lm__entry *e,
         }
         if (scratch->will_block)
             scratch->will_block(scratch);
-        note_wait(source, e->offset);
         /* A source that has just failed for good is not waited for, read by read. */
         int is_failing = lm_load_relaxed(&source->is_failing);
         cause.code = lm__io_pread(source->fd, e->offset, e->stored_bytes, buf,

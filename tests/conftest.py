@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import subprocess
 import sys
@@ -71,6 +72,17 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < end, "timed out"
         time.sleep(0.0001)
+
+
+def cached_share(path: Path, offset: int, nbytes: int) -> float:
+    """Return how much of a file's range, from a page on, is in the page cache."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        mapped = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
+    memory = np.frombuffer(mapped, "u1")
+    cached = (ctypes.c_ubyte * -(-nbytes // PAGE))()
+    assert LIBC.mincore(memory.ctypes.data + offset, nbytes, cached) == 0
+    return sum(page & 1 for page in cached) / len(cached)
 
 
 @pytest.fixture

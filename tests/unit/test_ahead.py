@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import lazymem as lm
 from lazymem.stats import RegionStats
-from tests.conftest import smooth, wait_until
+from tests.conftest import cached_share, smooth, wait_until
 
 CHUNK = 16384
 A = smooth((2048, 4096), "i4")  # 2048 chunks, a row in each
@@ -110,3 +111,27 @@ def test_what_is_ahead_of_a_writer_is_not_taken_for_written(tmp_path: Path) -> N
         expected[:100] = 1
         expected[200:300] += 1
         assert np.array_equal(store["a"], expected)
+
+
+def test_the_disk_is_asked_for_all_of_where_six_reads_had_to_wait(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path, mib = tmp_path / "s.lzm", 1 << 20
+    noise = rng.integers(0, 256, 4 * mib, "u1")
+    lm.save(path, a=noise, codec="none", chunk_bytes=CHUNK)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_share(path, 2 * mib, mib) > 0:
+        pytest.skip("files of this file system are in memory")
+    with lm.open(path) as store:
+        a = store["a"]
+        a.advise("random")
+        reads = [2 * mib + 100_000 + i * 120_000 for i in range(6)]
+        for at in reads[:5]:
+            assert a[at] == noise[at]
+        assert cached_share(path, 2 * mib, mib) < 0.3
+        assert a[reads[5]] == noise[reads[5]]
+        wait_until(lambda: cached_share(path, 2 * mib, mib) > 0.9)
+        assert cached_share(path, 0, mib) < 0.3
+        assert cached_share(path, 3 * mib, mib) < 0.3
