@@ -32,8 +32,8 @@ void lm__writes_pause(lm_region *r)
 {
     pthread_mutex_lock(&r->writes.pause);
     await_none_at_work(r);
-    lm_store_relaxed(&r->writes.next,
-                     0); /* what was to be written ahead is not, after this */
+    /* What was to be let be written ahead is not, after this. */
+    lm_store_relaxed(&r->writes.next, 0);
     lm_store_relaxed(&r->writes.wire, 0);
 }
 

@@ -324,6 +324,69 @@ static void test_any_number_of_writers_may_wait(void)
     snapshot_all();
 }
 
+/* ---- what is let be written ahead of a run --------------------------------------------------- */
+
+static struct {
+    _Atomic unsigned in;
+    _Atomic int may_go;
+} g_workers;
+
+static int hold_worker(void *unused, uint64_t step_idx, struct lm__scratch *scratch,
+                       struct lm_error *err)
+{
+    (void)unused, (void)step_idx, (void)scratch, (void)err;
+    lm_add_seq_cst(&g_workers.in, 1);
+    while (lm_load_seq_cst(&g_workers.in) < lm__cores() ||
+           !lm_load_seq_cst(&g_workers.may_go))
+        usleep(100);
+    return 0;
+}
+
+/* A job that is in all workers at the same time: none of them is at another one's. */
+static lm_job *workers_hold(int may_go)
+{
+    lm_job *job;
+    struct lm__job_spec spec = {
+        .step = hold_worker, .steps = lm__cores(), .priority = LM_JOB_BACKGROUND};
+    lm_store_seq_cst(&g_workers.in, 0);
+    lm_store_seq_cst(&g_workers.may_go, may_go);
+    CHECK_EQ(lm__job_start(&spec, &job), 0);
+    return job;
+}
+
+static void workers_end(lm_job *job)
+{
+    while (!lm_job_wait(job, 1000))
+        ;
+    lm_job_close(job, LM_JOB_CANCEL);
+}
+
+/* Workers come to what follows a run late: behind a freeze, or not. */
+static void test_no_window_outlives_a_freeze(int is_frozen)
+{
+    enum { RUN = 4, WINDOW = 8 }; /* of which one chunk is the tripwire */
+    begin_anew();
+    for (size_t i = 0; i < 12; i++)
+        put(g_data, in(i, 0), "clean", 5);
+    snapshot_all();
+    CHECK_EQ(dirty(g_data), 0);
+    lm_job *held = workers_hold(0);
+    AWAIT(lm_load_seq_cst(&g_workers.in) == lm__cores());
+    for (size_t i = 0; i < RUN; i++)
+        put(g_data, in(i, 0), "dirty", 5);
+    CHECK_EQ(dirty(g_data), RUN);
+    if (is_frozen) {
+        lm__writes_pause(g_data->region);
+        lm__writes_resume(g_data->region);
+    }
+    lm_store_seq_cst(&g_workers.may_go, 1);
+    workers_end(held);
+    workers_end(workers_hold(1));
+    CHECK_EQ(dirty(g_data), is_frozen ? RUN : RUN + WINDOW - 1);
+    memory_is_right(g_data);
+    snapshot_all();
+}
+
 /* ---- pages that are given back, which nobody has written to ------------------------------------- */
 
 static void give_back(size_t unit)
@@ -636,6 +699,8 @@ static int run(uint64_t page_bytes)
     test_copies_are_bounded(1);
     test_copies_are_bounded(0);
     if (g_unit == g_chunk) { /* of a huge page there is no part to give back */
+        test_no_window_outlives_a_freeze(1);
+        test_no_window_outlives_a_freeze(0);
         test_a_sweep_waits_for_a_fill_of_a_written_chunk();
         test_any_number_of_writers_may_wait();
         test_pages_given_back_of_a_frozen_chunk();
