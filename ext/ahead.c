@@ -119,7 +119,7 @@ static int64_t find_stride(const struct lm__ahead *a, const lm_region *r,
 
 static void give_up(struct lm__ahead *a, struct lm__stream *s)
 {
-    a->wasted += s->ahead > 0 ? s->ahead - 1 : 0; /* but for a tripwire, perhaps */
+    a->wasted += s->ahead - (s->ahead > 0 && s->wire != LM_NONE);
     if (s->ahead > s->reached && a->strikes < LM_AHEAD_HISTORY - FAULTS_MIN - 1)
         a->strikes++;
     s->stride = 0;

@@ -382,14 +382,14 @@ uint64_t lm__budget_limit(const lm_region *r)
 struct lm__ahead_room lm__budget_ahead_room(const lm_region *r)
 {
     struct lm__ahead_room room = {UINT64_MAX, 0};
-    pthread_mutex_lock(&g_lock);
     const lm_budget *b = r->charges.budget;
-    if (b) {
-        uint64_t share = b->limit_bytes / AHEAD_SHARE;
-        room.bytes = lm__queues_new_bytes(&b->queues, b->limit_bytes) / 2;
-        room.bytes = room.bytes < share ? room.bytes : share;
-        room.clock = lm__queues_clock(&b->queues);
-    }
+    if (!b)
+        return room;
+    pthread_mutex_lock(&g_lock);
+    uint64_t share = b->limit_bytes / AHEAD_SHARE;
+    room.bytes = lm__queues_new_bytes(&b->queues, b->limit_bytes) / 2;
+    room.bytes = room.bytes < share ? room.bytes : share;
+    room.clock = lm__queues_clock(&b->queues);
     pthread_mutex_unlock(&g_lock);
     return room;
 }

@@ -1119,7 +1119,7 @@ enum lm__room lm__budget_take_excess(struct lm__victim *victim);
 int lm__budget_is_over(const lm_budget *budget);
 void lm__budget_set_limit(lm_budget *budget, uint64_t limit_bytes);
 uint64_t lm__budget_limit(const lm_region *region); /* UINT64_MAX: none */
-struct lm__ahead_room lm__budget_ahead_room(const lm_region *region);
+struct lm__ahead_room lm__budget_ahead_room(const lm_region *region); /* in the gate */
 /* As lm__queues_forget_drop(). */
 int lm__budget_forget_drop(lm_region *region, uint64_t chunk_idx, uint64_t clock);
 int lm__budget_take_spill_error(
