@@ -22,11 +22,6 @@ SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
 CELL_SECONDS_MAX = 300
 
 
-def read(name: str) -> Any:
-    """Return a notebook's committed source."""
-    return nbformat.read(NOTEBOOKS / name, as_version=4)
-
-
 def kernel_manager() -> AsyncKernelManager:
     """Return a manager of kernels of this very interpreter, whatever is installed."""
     manager = AsyncKernelManager()
@@ -35,8 +30,18 @@ def kernel_manager() -> AsyncKernelManager:
     return manager
 
 
-def run(notebook: Any, expressions: dict[str, str], folder: Path) -> dict[str, Any]:
-    """Execute a notebook in a folder; returns what expressions are worth at its end."""
+@pytest.fixture(autouse=True)
+def figures_in_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let matplotlib draw as it does in a notebook, whatever pytest was told."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+
+
+def run(name: str, expressions: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Execute a notebook in a folder; returns what expressions are worth at its end.
+
+    The folder is to be empty then.
+    """
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     values = ", ".join(f"{name!r}: {text}" for name, text in expressions.items())
     notebook.cells.append(nbformat.v4.new_code_cell(f"print(repr({{{values}}}))"))
     client = nbclient.NotebookClient(
@@ -48,6 +53,7 @@ def run(notebook: Any, expressions: dict[str, str], folder: Path) -> dict[str, A
     client.execute(cleanup_kc=True)
     result = ast.literal_eval(notebook.cells[-1].outputs[0].text)
     assert isinstance(result, dict)
+    assert list(folder.iterdir()) == []
     return result
 
 
@@ -77,12 +83,9 @@ def land_by_latitude() -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.needs_uffd
-def test_lazy_arrays_answers_and_costs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lazy_arrays_answers_and_costs(tmp_path: Path) -> None:
     pytest.importorskip("global_land_mask")
     pytest.importorskip("matplotlib")
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     expressions = {
         "answers": "{k: bool(v) for k, v in answers.items()}",
         "bands": "bands.tolist()",
@@ -99,7 +102,7 @@ def test_lazy_arrays_answers_and_costs(
         "closed": "isinstance(closed_error, lm.ClosedError)",
         "path_exists": "path.exists()",
     }
-    found = run(read("01-lazy-arrays.ipynb"), expressions, tmp_path)
+    found = run("01-lazy-arrays.ipynb", expressions, tmp_path)
 
     assert list(found["answers"].values()) == [True, True, True, False, False]
     assert found["bands"] == pytest.approx(land_by_latitude())
@@ -115,13 +118,11 @@ def test_lazy_arrays_answers_and_costs(
     assert found["fills"][0] == found["fills"][1]
     assert found["closed"]
     assert not found["path_exists"]
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 @pytest.mark.needs_uffd
-def test_snapshots_and_undo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+def test_snapshots_and_undo(tmp_path: Path) -> None:
     expressions = {
         "chunks": "victoria.chunks",
         "share": "share",
@@ -131,7 +132,7 @@ def test_snapshots_and_undo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "back": "brought_back",
         "unsaved": "unsaved",
     }
-    found = run(read("02-snapshots-and-undo.ipynb"), expressions, tmp_path)
+    found = run("02-snapshots-and-undo.ipynb", expressions, tmp_path)
     assert 0 < found["chunks"] < 200
     assert 0.6 < found["share"] < 0.75
     (low, high), (first, last) = found["ranges"][0], found["lake"]
@@ -143,13 +144,11 @@ def test_snapshots_and_undo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["back"][0] == "global-land-mask"
     assert found["back"][1] > 0.5
     assert found["unsaved"] is False
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 @pytest.mark.needs_uffd
-def test_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+def test_larger_than_memory(tmp_path: Path) -> None:
     expressions = {
         "share": "sea / mask.size",
         "scan_mib": "scan_mib",
@@ -159,7 +158,7 @@ def test_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "right": "right",
         "resident_mib": "resident_mib",
     }
-    found = run(read("03-larger-than-memory.ipynb"), expressions, tmp_path)
+    found = run("03-larger-than-memory.ipynb", expressions, tmp_path)
     assert 0.6 < found["share"] < 0.75
     assert found["scan_mib"] < 64 + 24
     assert found["pinned"] == 1
@@ -167,7 +166,6 @@ def test_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["work_mib"] < 2 * 64 + 100  # figures were drawn meanwhile
     assert found["right"]
     assert found["resident_mib"] <= 32
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -181,7 +179,7 @@ def test_sharing_with_workers(tmp_path: Path) -> None:
         "dask": "bool(np.allclose(dask_shares, shares))",
         "joblib": "bool(np.allclose(joblib_shares, shares))",
     }
-    found = run(read("04-sharing-with-workers.ipynb"), expressions, tmp_path)
+    found = run("04-sharing-with-workers.ipynb", expressions, tmp_path)
     assert max(found["bytes"]) < 20_000
     assert found["bytes"][0] < 1000
     assert found["again"] == (10, 6172)
@@ -189,4 +187,3 @@ def test_sharing_with_workers(tmp_path: Path) -> None:
     assert 0.2 < sum(found["shares"]) / 18 < 0.4
     assert found["dask"]
     assert found["joblib"]
-    assert list(tmp_path.iterdir()) == []
