@@ -55,9 +55,10 @@ _SECONDS_MAX = 6.0
 _PACK_SECONDS_MAX = 15.0
 _NOISE = 1.1
 """Two ordinary ndarrays differ by this much in one run, now and then."""
-_FRESH_IN_SMOKE = ("memmap", "lazymem_zstd")
+_FRESH_IN_SMOKE = ("memmap", "lazymem_zstd", "lazymem_shared")
 """Others are asked within the benchmark's process, since their imports take longer."""
 _OURS = ("lz4", "zstd")
+_SHARING = "lazymem_shared"
 _NOT_RIVALS = ("ndarray", "lazymem_lz4", "lazymem_zstd", "lazymem_evicting")
 
 Points = np.ndarray[Any, Any]
@@ -544,18 +545,19 @@ def _pair(run: _Run, places: Mapping[str, Path]) -> None:
             one[name] = _pss_mib(first)
             with _holder(name, places[name]) as (_, second):
                 two[name] = _pss_mib(first) + _pss_mib(second)
+    of = f"{run.of.name}: memory of those that have read all (PSS)"
     for case, mib in {"one process": one, "two processes": two}.items():
-        ours = {codec: f"lazymem_{codec}" for codec in _OURS}
         run.bench.add(
-            f"{run.of.name}: memory of those that have read all (PSS)",
-            case,
-            answers,
-            **{f"{name}_MiB": x for name, x in mib.items()},
-            at_most={
-                codec: (two[name], one[name] * _NOISE)
-                for codec, name in ours.items()
-                if mib is two and name in two
-            },
+            of, case, answers, **{f"{name}_MiB": x for name, x in mib.items()}
+        )
+    if _SHARING in two:
+        alone, shared = one["lazymem_zstd"], two[_SHARING]
+        run.bench.add(
+            of,
+            "two processes that share",
+            {name: answers[name] for name in (_SHARING, "lazymem_zstd")},
+            lazymem_zstd_MiB=shared,
+            at_most={"zstd": (shared, alone * _NOISE)},
         )
 
 

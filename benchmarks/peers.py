@@ -414,6 +414,14 @@ class LazyMem(Peer):
         return lm.open(path)["x"]
 
 
+class LazyMemShared(LazyMem):
+    file_of = "lazymem_zstd"
+    asked = ("pair",)
+
+    def open(self, path: Path) -> Any:
+        return lm.open(path, shared=True)["x"]
+
+
 class LazyMemEvicting(LazyMem):
     file_of = "lazymem_zstd"
     asked = ("sum",)
@@ -447,6 +455,7 @@ PEERS: dict[str, Peer] = {
     ),
     "lazymem_lz4": LazyMem("lazymem, lz4", codec="lz4"),
     "lazymem_zstd": LazyMem("lazymem, zstd 3", codec="zstd"),
+    "lazymem_shared": LazyMemShared("lazymem, zstd 3, shared=True"),
     "lazymem_evicting": LazyMemEvicting(
         "lazymem, zstd 3, giving back what was added up"
     ),

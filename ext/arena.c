@@ -45,14 +45,23 @@ static void arena_free(struct lm__arena *a)
     free(a);
 }
 
+int lm__arena_register(const struct lm__arena *a)
+{
+    return a->is_shared    ? lm__uffd_register_shared(a->addr, a->bytes)
+           : a->is_tracked ? lm__uffd_register_tracked(a->addr, a->bytes)
+                           : lm__uffd_register(a->addr, a->bytes);
+}
+
 /* Inaccessible memory.  Slots become accessible when they are first handed out: what can be
  * accessed counts where memory is not overcommitted, and mlockall() has it filled at once,
  * with zeros, before it is registered.  Huge pages are reserved now; reserved but inaccessible
  * ones are as good. */
-static int arena_map(struct lm__arena *a)
+static int arena_map(struct lm__arena *a, const lm_region *r)
 {
     void *p;
-    if (a->page_shift == lm__log2(lm__page_bytes())) {
+    if (a->is_shared) {
+        p = lm__share_map(r);
+    } else if (a->page_shift == lm__log2(lm__page_bytes())) {
         size_t align = a->bytes < LM_HUGE_BYTES ? lm__page_bytes() : LM_HUGE_BYTES;
         p = lm__pages_reserve(a->bytes, align, PROT_NONE);
     } else {
@@ -67,8 +76,7 @@ static int arena_map(struct lm__arena *a)
     a->addr = (uintptr_t)p;
     if (munlock(p, a->bytes) < 0)
         return -errno;
-    return a->is_tracked ? lm__uffd_register_tracked(a->addr, a->bytes)
-                         : lm__uffd_register(a->addr, a->bytes);
+    return lm__arena_register(a);
 }
 
 /* An arena for the region and its like, of slots of 2^slot_shift bytes; or of one slot, if it
@@ -84,13 +92,14 @@ static int arena_new(const lm_region *r, size_t bytes, unsigned slot_shift,
     a->slot_shift = slot_shift;
     a->page_shift = r->page_shift;
     a->is_tracked = r->tracking == LM_TRACK_PROTECT;
+    a->is_shared = r->share.shared != NULL;
     a->slots = bytes >> slot_shift ? bytes >> slot_shift : 1;
     a->regions = calloc(a->slots, sizeof a->regions[0]);
     a->free_slots = malloc(a->slots * sizeof a->free_slots[0]);
     if (!a->regions || !a->free_slots)
         goto free_arena;
 
-    rc = arena_map(a);
+    rc = arena_map(a, r);
     if (rc != 0)
         goto free_arena;
     *out = a;
@@ -163,8 +172,8 @@ static struct lm__arena *arena_with_room_locked(unsigned slot_shift, int is_trac
 static int slot_add_locked(struct lm__arena *a)
 {
     size_t bytes = a->bytes / a->slots;
-    if (mprotect((void *)(a->addr + a->used_slots * bytes), bytes,
-                 PROT_READ | PROT_WRITE) < 0)
+    int protection = a->is_shared ? PROT_READ : PROT_READ | PROT_WRITE;
+    if (mprotect((void *)(a->addr + a->used_slots * bytes), bytes, protection) < 0)
         return -errno;
     a->free_slots[a->free_count++] = (uint32_t)a->used_slots++;
     return 0;
@@ -187,9 +196,10 @@ static int slot_take_locked(struct lm__arena *a, lm_region *r)
 
 int lm__slot_take(lm_region *r)
 {
-    int is_shared = r->bytes <= SLOT_BYTES_MAX && !lm__region_is_hugetlb(r);
+    int is_one_of_many =
+        r->bytes <= SLOT_BYTES_MAX && !lm__region_is_hugetlb(r) && !r->share.shared;
     unsigned slot_shift = 63; /* of an arena that is one slot */
-    if (is_shared)
+    if (is_one_of_many)
         for (slot_shift = lm__log2(lm__page_bytes());
              (size_t)1 << slot_shift < r->bytes;)
             slot_shift++;
@@ -197,15 +207,16 @@ int lm__slot_take(lm_region *r)
     pthread_mutex_lock(&g_map_lock);
     int is_tracked = r->tracking == LM_TRACK_PROTECT;
     struct lm__arena *a =
-        is_shared ? arena_with_room_locked(slot_shift, is_tracked) : NULL;
+        is_one_of_many ? arena_with_room_locked(slot_shift, is_tracked) : NULL;
     int rc = 0;
     if (!a) {
         /* Nobody faults on an arena that nobody knows: mapping it under the lock is safe. */
-        rc = arena_new(r, is_shared ? SHARED_ARENA_BYTES : r->bytes, slot_shift, &a);
+        rc = arena_new(r, is_one_of_many ? SHARED_ARENA_BYTES : r->bytes, slot_shift,
+                       &a);
         if (rc == 0 && (rc = arena_insert_locked(a)) != 0)
             arena_free(a);
     }
-    if (rc == 0 && (rc = slot_take_locked(a, r)) != 0 && !is_shared) {
+    if (rc == 0 && (rc = slot_take_locked(a, r)) != 0 && !is_one_of_many) {
         arena_remove_locked(a);
         arena_free(a);
     }

@@ -196,7 +196,7 @@ static void serve_region(lm_region *r, const struct lm__fault *fault,
         }
         /* A chunk can be in memory with a page missing (C2), and an event can be older than
          * the fill that has served it.  Only the kernel can tell them apart. */
-        if (lm__chunk_is_resident(state) && lm__page_is_present(fault->addr)) {
+        if (lm__chunk_is_resident(state) && lm__region_has_page(r, fault->addr)) {
             lm__waiters_wake((struct lm__span){w.page, lm__page_bytes()});
             return;
         }

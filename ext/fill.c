@@ -96,6 +96,9 @@ static enum lm__install install_once(const lm_region *r, struct lm__span span,
                                      struct manner *manner)
 {
     int protect = r->tracking == LM_TRACK_PROTECT && !manner->is_written;
+    if (r->share.shared)
+        return lm__share_install(r, (span.addr - r->addr) >> r->chunk_shift,
+                                 block->data);
     if (block->is_zero && !lm__region_is_hugetlb(r)) {
         if (manner->is_write ||
             (protect && !(manner->must_end && lm__pages_can_tell_zero())))
@@ -185,8 +188,11 @@ static int decode_and_install(lm_region *r, struct lm__run run, struct lm__block
     *block = (struct lm__block){.offset = span.addr - r->addr,
                                 .bytes = span.bytes,
                                 .is_apart = can_move || lm__region_is_hugetlb(r)};
-    int rc = manner->is_spilled ? decode_spilled(r, run.first, block, scratch, err)
-                                : lm__block_decode(r->object, block, scratch, err);
+    int rc = 0;
+    if (manner->is_spilled)
+        rc = decode_spilled(r, run.first, block, scratch, err);
+    else if (lm__share_begin(r, run.first))
+        rc = lm__block_decode(r->object, block, scratch, err);
     lm__pause("install");
     if (rc != 0)
         return rc;
@@ -262,6 +268,8 @@ static int fill_run(lm_region *r, struct lm__run run, enum lm__chunk_state from,
         return rc;
     rc = decode_and_install(r, run, &block, &manner, scratch, err);
     lm__pause("publish");
+    if (rc < 0)
+        lm__share_give_up(r, run.first);
     if (rc < 0 && is_to_be_kept(r, run, from, &manner))
         rc = 0;
     if (rc != 0 && manner.must_end)
@@ -374,6 +382,8 @@ int lm__fill_readahead(lm_region *r, uint64_t chunk_idx, int is_write,
                        struct lm__scratch *scratch, struct lm_error *err)
 {
     int rc;
+    if (lm__share_is_begun(r, chunk_idx))
+        return 0;
     if (is_write && r->chunk_shift == r->object->chunk_shift &&
         lm__object_is_zero(r->object, chunk_idx, scratch) == 1)
         return 0;

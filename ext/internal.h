@@ -8,7 +8,7 @@
  *   payload.c     store.c object.c block.c     encode.c append.c     index_update.c
  *   spill.c     chunks.c     keeper.c uffd_open.c uffd_fd.c uffd.c
  *   failure.c interrupt.c
- *   gate.c     queues.c budget.c     arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c
+ *   shared.c     gate.c     queues.c budget.c     arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c
  *   copying.c     evict.c     fill.c     freeze.c
  *   workers.c     dirty.c prefetch.c     ahead.c
  *   ones.c     fault.c
@@ -67,6 +67,9 @@ void lm__pages_drop(uintptr_t addr, size_t bytes);
 /* 1 if the page tables have the page of `addr`, or it is in the swap cache. */
 int lm__page_is_present(uintptr_t addr);
 int lm__pages_are_present(uintptr_t addr, size_t bytes); /* whole pages */
+/* 1 if this process's page tables have it: of memory that processes share the page may be there
+ * all the same.  0 if that can't be told. */
+int lm__page_is_mapped(uintptr_t addr);
 /* 1 if who touches the page gets SIGBUS: see lm__uffd_poison(). */
 int lm__page_is_poisoned(uintptr_t addr);
 /* 1 if all pages of a range are the system's page of zeros; 0 if not, or if that can't be told:
@@ -724,6 +727,8 @@ int lm__uffd_is_open(void);
 int lm__uffd_register(uintptr_t addr, size_t bytes);
 /* Writes to protected pages are faults, too. */
 int lm__uffd_register_tracked(uintptr_t addr, size_t bytes);
+/* Memory that other processes fill, too: the first touch of what they have filled is a fault. */
+int lm__uffd_register_shared(uintptr_t addr, size_t bytes);
 int lm__uffd_unregister(uintptr_t addr, size_t bytes); /* what nobody reads yet */
 /* Read the next page fault, waiting for it.  0, -EAGAIN if reads do not block, or -errno when
  * the descriptor is of no more use. */
@@ -747,6 +752,11 @@ int lm__uffd_lend(uintptr_t addr, const void *src, unsigned page_shift,
                   int is_protected);
 /* There is no such zeropage: whoever protects it later looks whether it still is one. */
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes);
+/* As lm__uffd_copy(), but REFUSED, and *met_existing is 1, where a page is there. */
+enum lm__install lm__uffd_copy_absent(uintptr_t addr, const void *src, size_t bytes,
+                                      int *met_existing);
+/* Map pages of shared memory, which it has. */
+enum lm__install lm__uffd_continue(uintptr_t addr, size_t bytes);
 /* Protect pages of tracked memory that are there, or let them be written.  Nobody is woken.
  * 0 or -errno. */
 int lm__uffd_protect(uintptr_t addr, size_t bytes, int is_protected);
@@ -760,6 +770,7 @@ void lm__uffd_poison(uintptr_t addr, size_t bytes);
 int lm__uffd_can_poison(void);
 int lm__uffd_can_move(void);
 int lm__uffd_can_hugetlb(void);
+int lm__uffd_can_share(void);
 void lm__uffd_stats(struct lm_pager_stats *out);
 #ifdef LM_CHECKS
 /* For tests: let the next start ask for these features too. */
@@ -821,6 +832,7 @@ struct lm__arena {
     int served_dangling; /* free slots may hold pages */
     int is_lost;         /* a forked child could not register it: no slot to hand out */
     int is_tracked;      /* fixed after open, but in a forked child */
+    int is_shared;       /* one region's, of memory that other processes have, too */
 };
 
 void lm__arenas_lock(void);
@@ -829,6 +841,7 @@ void lm__arenas_unlock(void);
 struct lm__arena *lm__arena_find_locked(uintptr_t addr);
 /* By address; NULL past the last one. */
 struct lm__arena *lm__arena_at_locked(size_t i);
+int lm__arena_register(const struct lm__arena *arena);
 /* Find a region room, and set where it is.  0 or an error. */
 int lm__slot_take(lm_region *region);
 void lm__slot_give_back(lm_region *region);
@@ -915,6 +928,14 @@ struct lm__charges {
     uint64_t pin_count, pin_capacity;
 };
 
+/* A region's part of memory that several processes have; see shared.c. */
+struct lm__share {
+    lm_shared *shared; /* NULL: it is not; fixed after open, as all but the count */
+    _Atomic uint8_t *states;
+    uint8_t *pages;         /* in a mapping that can't be accessed */
+    _Atomic uint64_t fills; /* of chunks that others have decoded */
+};
+
 struct lm_region {
     _Atomic uint32_t refs; /* the owner's, and one for every fill in flight */
     lm_object *object;     /* fixed after open, as all down to slot_idx */
@@ -930,6 +951,7 @@ struct lm_region {
     struct lm__writes writes;
     struct lm__ahead ahead;
     struct lm__charges charges;
+    struct lm__share share;
     _Atomic int lost; /* what touches get: LM_E_CLOSED or LM_E_LOST_MAPPING; 0: data */
     _Atomic uint32_t lent; /* false pages in chunks that another thread fills */
     _Atomic uint64_t faults, fills, zero_fills, stored_bytes_read;
@@ -956,6 +978,11 @@ static inline size_t lm__region_page_bytes(const lm_region *r)
 static inline int lm__region_is_hugetlb(const lm_region *r)
 {
     return lm__region_page_bytes(r) != lm__page_bytes();
+}
+/* 1 if a touch of the page is no fault. */
+static inline int lm__region_has_page(const lm_region *r, uintptr_t addr)
+{
+    return r->share.shared ? lm__page_is_mapped(addr) : lm__page_is_present(addr);
 }
 /* Huge pages can be moved into it. */
 int lm__region_can_move(const lm_region *region);
@@ -1032,6 +1059,23 @@ void lm__writes_end(lm_region *region);
 void lm__writes_pause(lm_region *region);
 int lm__writes_try_pause(lm_region *region);
 void lm__writes_resume(lm_region *region);
+
+/* ---- shared.c -------------------------------------------------------------------------------------------- */
+
+/* The region has its memory where the options say.  0 or -EINVAL. */
+int lm__share_join(lm_region *region, const struct lm_region_options *options);
+void lm__share_leave(lm_region *region);      /* if it has joined */
+void *lm__share_map(const lm_region *region); /* inaccessible; NULL with errno */
+/* A chunk is about to be filled.  1: it is to be decoded first; 0: another process has. */
+int lm__share_begin(lm_region *region, uint64_t chunk_idx);
+void lm__share_give_up(const lm_region *region, uint64_t chunk_idx);
+int lm__share_is_begun(const lm_region *region, uint64_t chunk_idx); /* by anybody */
+/* Install a chunk that was begun; `bytes` is NULL if it is zero, or needed no decoding. */
+enum lm__install lm__share_install(const lm_region *region, uint64_t chunk_idx,
+                                   const uint8_t *bytes);
+/* Install false bytes, or whatever is there: who reads it has an error. */
+enum lm__install lm__share_install_false(uintptr_t addr, const uint8_t *bytes,
+                                         size_t count);
 
 /* ---- gate.c ---------------------------------------------------------------------------------------------- */
 

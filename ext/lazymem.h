@@ -185,7 +185,7 @@ struct lm_region_stats {
     uint64_t chunks_resident;
     uint64_t bytes_resident; /* chunk-rounded */
     uint64_t faults;         /* page faults served */
-    uint64_t fills;          /* chunks decoded and installed */
+    uint64_t fills;          /* chunks that were brought to memory */
     uint64_t zero_fills;     /* of these: zero chunks, which take no memory */
     uint64_t failures;       /* fills that failed */
     uint64_t stored_bytes_read;
@@ -193,6 +193,7 @@ struct lm_region_stats {
     uint64_t write_faults; /* first writes to clean chunks */
     uint64_t ahead; /* chunks asked for by readahead, before anybody touched them */
     uint64_t ahead_wasted; /* of these, such as a run of accesses ended before */
+    uint64_t fills_shared; /* of the fills: chunks that another process had decoded */
 };
 
 /* What a touch of a chunk that can't be filled does: leave an error for the thread, or raise
@@ -222,6 +223,15 @@ void lm_budget_stats(const lm_budget *budget, struct lm_budget_stats *out);
 /* Drop the caller's reference; regions keep it. */
 void lm_budget_close(lm_budget *budget);
 
+/* ---- memory that several processes have ------------------------------------------------ */
+
+typedef struct lm_shared lm_shared;
+/* Map a file in memory that all of them map.  Its first `states_bytes`, whole pages, have a byte
+ * for each chunk, zero at first; it never shrinks.  0 or -errno; the descriptor may be closed. */
+int lm_shared_open(int fd, uint64_t states_bytes, lm_shared **out);
+/* Drop the caller's reference; regions keep it. */
+void lm_shared_close(lm_shared *shared);
+
 /* All zero: read-only, errors raised, pages of the system's own size, no limit. */
 struct lm_region_options {
     int32_t on_error;    /* enum lm_on_error */
@@ -231,6 +241,10 @@ struct lm_region_options {
         page_bytes; /* of the system's pool of huge pages.  An object smaller than one
                           * has ordinary pages all the same */
     lm_budget *budget; /* may be NULL */
+    lm_shared *
+        shared; /* NULL: it has memory of its own; else where it is in there, and where the
+                        * states of its chunks are: read-only, and without a budget */
+    uint64_t shared_offset, shared_states;
 };
 
 /* Reserve address space for the object; touches nothing.  LM_E_NO_UFFD where
@@ -341,9 +355,10 @@ struct lm_pager_stats {
     uint64_t eagain;
     uint64_t enoent;
     uint64_t enomem;
-    uint64_t refused;  /* EINVAL and EFAULT */
-    uint64_t poisons;  /* UFFDIO_POISON calls */
-    uint64_t protects; /* UFFDIO_WRITEPROTECT calls */
+    uint64_t refused;   /* EINVAL and EFAULT */
+    uint64_t poisons;   /* UFFDIO_POISON calls */
+    uint64_t protects;  /* UFFDIO_WRITEPROTECT calls */
+    uint64_t continues; /* UFFDIO_CONTINUE calls */
     uint64_t regions_live;
     uint64_t arenas;
     uint64_t handlers;

@@ -88,6 +88,8 @@ static int is_installed(const struct ones *ones, uintptr_t addr, size_t bytes)
     if (ones->bytes && ones->is_protected)
         answer =
             lm__uffd_copy_protected(addr, ones->bytes, bytes, ones->region->page_shift);
+    else if (ones->bytes && ones->region->share.shared)
+        answer = lm__share_install_false(addr, ones->bytes, bytes);
     else if (ones->bytes && lm__region_is_hugetlb(ones->region))
         answer = lm__uffd_copy_huge(addr, ones->bytes, bytes, ones->region->page_shift);
     else if (ones->bytes)

@@ -112,6 +112,18 @@ int lm__page_is_present(uintptr_t addr)
                                  lm__page_bytes());
 }
 
+int lm__page_is_mapped(uintptr_t addr)
+{
+    uint64_t entry = 0;
+    off_t at = (off_t)(addr / lm__page_bytes() * sizeof entry);
+    int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (pagemap < 0)
+        return 0;
+    ssize_t got = pread(pagemap, &entry, sizeof entry, at);
+    close(pagemap);
+    return got == (ssize_t)sizeof entry && entry >> 63;
+}
+
 #ifndef MADV_POPULATE_READ /* since Linux 5.14, and poison since 6.6 */
 #define MADV_POPULATE_READ 22
 #endif

@@ -91,6 +91,8 @@ static const char *unsupported(const struct lm_region_options *options)
         return "UFFDIO_POISON, for on_error";
     if (options->page_bytes != 0 && !lm__uffd_can_hugetlb())
         return "userfaultfd for huge pages";
+    if (options->shared && !lm__uffd_can_share())
+        return "userfaultfd for shared memory";
     return NULL;
 }
 
@@ -146,6 +148,8 @@ int lm_region_open(lm_object *object, const struct lm_region_options *options,
         if (rc != 0)
             goto fini_chunks;
     }
+    if (options->shared && (rc = lm__share_join(r, options)) != 0)
+        goto leave_budget;
     rc = lm__slot_take(r); /* from here on handlers find it */
     if (rc != 0)
         goto leave_budget;
@@ -155,6 +159,7 @@ int lm_region_open(lm_object *object, const struct lm_region_options *options,
     return 0;
 
 leave_budget:
+    lm__share_leave(r);
     lm__budget_join(r, NULL);
 fini_chunks:
     lm__chunks_fini(&r->chunks);
@@ -179,6 +184,7 @@ void lm__region_drop(lm_region *r)
     lm__budget_join(r, NULL);
     free(r->charges.pins);
     lm__slot_give_back(r);
+    lm__share_leave(r);
     lm__chunks_fini(&r->chunks);
     lm_object_close(r->object);
     free(r);
@@ -226,7 +232,7 @@ size_t lm__region_chunk_bytes(const lm_region *r, uint64_t chunk_idx)
 int lm__region_can_move(const lm_region *r)
 {
     return r->addr % LM_HUGE_BYTES == 0 && !lm__region_is_hugetlb(r) &&
-           r->tracking == LM_TRACK_NONE && lm__uffd_can_move() &&
+           !r->share.shared && r->tracking == LM_TRACK_NONE && lm__uffd_can_move() &&
            lm__pages_can_be_huge();
 }
 
@@ -276,6 +282,7 @@ void lm_region_stats(const lm_region *r, struct lm_region_stats *out)
         .write_faults = lm_load_relaxed(&r->writes.faults),
         .ahead = lm_load_relaxed(&r->ahead.chunks),
         .ahead_wasted = lm_load_relaxed(&r->ahead.wasted),
+        .fills_shared = lm_load_relaxed(&r->share.fills),
     };
 }
 

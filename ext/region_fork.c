@@ -122,7 +122,7 @@ void lm__region_fork_child(void)
         track_no_more(a);
         int is_huge = a->page_shift != lm__log2(lm__page_bytes());
         if (!lm__uffd_is_open() || (is_huge && arena_make_ordinary(a) != 0) ||
-            lm__uffd_register(a->addr, a->bytes) != 0)
+            lm__arena_register(a) != 0)
             a->is_lost = 1;
         for (size_t slot = 0; slot < a->used_slots; slot++)
             if (a->regions[slot])

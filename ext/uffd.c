@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * uffd.c - the only ioctl(UFFDIO_*), and what each of the kernel's answers means.
  *
- *   answer to COPY, ZEROPAGE          verdict
+ *   answer to COPY, ZEROPAGE, CONTINUE  verdict
  *   0                                 INSTALLED.  Proves nothing about whose memory it is: the
  *                                     caller holds a region, so the range can't be reused
  *   EEXIST                            somebody was faster, page by page: go on after it
+ *   EEXIST, and it is to be ours      REFUSED
  *   EEXIST, hugetlb, page not there   NO_MEMORY: an exhausted pool says the same, and would for
  *                                     ever
  *   EAGAIN, some bytes done           a later page is present: go on after what was done
@@ -35,7 +36,7 @@
 static struct {
     _Atomic uint64_t copies, zeropages, moves, wakes;
     _Atomic uint64_t eexist, eagain_partial, eagain, enoent, enomem, refused, poisons;
-    _Atomic uint64_t protects;
+    _Atomic uint64_t protects, continues;
 } g_stats;
 
 /* ---- ranges ------------------------------------------------------------------------------------ */
@@ -55,6 +56,12 @@ int lm__uffd_register_tracked(uintptr_t addr, size_t bytes)
 {
     return register_mode(addr, bytes,
                          UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+}
+
+int lm__uffd_register_shared(uintptr_t addr, size_t bytes)
+{
+    return register_mode(addr, bytes,
+                         UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
 }
 
 int lm__uffd_unregister(uintptr_t addr, size_t bytes)
@@ -103,6 +110,8 @@ struct range_left {
     size_t page_bytes;
     int is_hugetlb;
     int is_protected;
+    int is_continue;   /* the pages are there, and only to be mapped; src is NULL */
+    int *met_existing; /* set where a page is there that is to be ours; NULL: go on */
 };
 
 /* One ioctl, for at most `bytes_max`.  Returns 0 or an errno; *done is the bytes installed in
@@ -123,6 +132,11 @@ static int install_once(const struct range_left *left, size_t bytes_max, size_t 
         lm_add_relaxed(&g_stats.copies, 1);
         rc = lm__uffd_control(UFFDIO_COPY, &arg);
         installed = arg.copy;
+    } else if (left->is_continue) {
+        struct uffdio_continue arg = {{left->addr, bytes}, UFFDIO_MODE_DONTWAKE, 0};
+        lm_add_relaxed(&g_stats.continues, 1);
+        rc = lm__uffd_control(UFFDIO_CONTINUE, &arg);
+        installed = arg.mapped;
     } else {
         struct uffdio_zeropage arg = {{left->addr, bytes}, UFFDIO_MODE_DONTWAKE, 0};
         lm_add_relaxed(&g_stats.zeropages, 1);
@@ -160,6 +174,10 @@ static enum lm__install install(struct range_left left)
         switch (error) {
         case 0: break;
         case EEXIST:
+            if (left.met_existing) {
+                *left.met_existing = 1;
+                return LM_REFUSED;
+            }
             if (left.is_hugetlb && !lm__page_is_present(left.addr)) {
                 lm_add_relaxed(&g_stats.enomem, 1);
                 return LM_NO_MEMORY;
@@ -195,14 +213,18 @@ static enum lm__install install(struct range_left left)
 
 enum lm__install lm__uffd_copy(uintptr_t addr, const void *src, size_t bytes)
 {
-    return install((struct range_left){addr, src, bytes, lm__page_bytes(), 0, 0});
+    return install((struct range_left){
+        .addr = addr, .src = src, .bytes = bytes, .page_bytes = lm__page_bytes()});
 }
 
 enum lm__install lm__uffd_copy_huge(uintptr_t addr, const void *src, size_t bytes,
                                     unsigned page_shift)
 {
-    return install(
-        (struct range_left){addr, src, bytes, (size_t)1 << page_shift, 1, 0});
+    return install((struct range_left){.addr = addr,
+                                       .src = src,
+                                       .bytes = bytes,
+                                       .page_bytes = (size_t)1 << page_shift,
+                                       .is_hugetlb = 1});
 }
 
 enum lm__install lm__uffd_copy_protected(uintptr_t addr, const void *src, size_t bytes,
@@ -210,14 +232,23 @@ enum lm__install lm__uffd_copy_protected(uintptr_t addr, const void *src, size_t
 {
     size_t page_bytes = (size_t)1 << page_shift;
     int is_hugetlb = page_bytes != lm__page_bytes();
-    return install((struct range_left){addr, src, bytes, page_bytes, is_hugetlb, 1});
+    return install((struct range_left){.addr = addr,
+                                       .src = src,
+                                       .bytes = bytes,
+                                       .page_bytes = page_bytes,
+                                       .is_hugetlb = is_hugetlb,
+                                       .is_protected = 1});
 }
 
 int lm__uffd_lend(uintptr_t addr, const void *src, unsigned page_shift,
                   int is_protected)
 {
     size_t page_bytes = (size_t)1 << page_shift, done;
-    struct range_left page = {addr, src, page_bytes, page_bytes, 0, is_protected};
+    struct range_left page = {.addr = addr,
+                              .src = src,
+                              .bytes = page_bytes,
+                              .page_bytes = page_bytes,
+                              .is_protected = is_protected};
     const struct timespec pause = {.tv_nsec = 500000};
     for (int retries = 0; install_once(&page, page_bytes, &done) == EAGAIN &&
                           done == 0 && retries < EAGAIN_RETRIES;
@@ -228,7 +259,26 @@ int lm__uffd_lend(uintptr_t addr, const void *src, unsigned page_shift,
 
 enum lm__install lm__uffd_zero(uintptr_t addr, size_t bytes)
 {
-    return install((struct range_left){addr, NULL, bytes, lm__page_bytes(), 0, 0});
+    return install((struct range_left){
+        .addr = addr, .bytes = bytes, .page_bytes = lm__page_bytes()});
+}
+
+enum lm__install lm__uffd_copy_absent(uintptr_t addr, const void *src, size_t bytes,
+                                      int *met_existing)
+{
+    return install((struct range_left){.addr = addr,
+                                       .src = src,
+                                       .bytes = bytes,
+                                       .page_bytes = lm__page_bytes(),
+                                       .met_existing = met_existing});
+}
+
+enum lm__install lm__uffd_continue(uintptr_t addr, size_t bytes)
+{
+    return install((struct range_left){.addr = addr,
+                                       .bytes = bytes,
+                                       .page_bytes = lm__page_bytes(),
+                                       .is_continue = 1});
 }
 
 size_t lm__uffd_move(uintptr_t addr, void *src, size_t bytes)
@@ -254,4 +304,5 @@ void lm__uffd_stats(struct lm_pager_stats *out)
     out->refused = lm_load_relaxed(&g_stats.refused);
     out->poisons = lm_load_relaxed(&g_stats.poisons);
     out->protects = lm_load_relaxed(&g_stats.protects);
+    out->continues = lm_load_relaxed(&g_stats.continues);
 }

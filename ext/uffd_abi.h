@@ -14,6 +14,7 @@
 #define UFFD_PAGEFAULT_FLAG_WP            2ull
 #define UFFDIO_REGISTER_MODE_MISSING      1ull
 #define UFFDIO_REGISTER_MODE_WP           2ull
+#define UFFDIO_REGISTER_MODE_MINOR        4ull
 #define UFFDIO_MODE_DONTWAKE              1ull /* of COPY and its like */
 #define UFFDIO_COPY_MODE_WP               2ull
 #define UFFDIO_WRITEPROTECT_MODE_WP       1ull
@@ -23,6 +24,8 @@
 #define UFFD_FEATURE_EVENT_REMAP          (1ull << 2) /* memory that moves stays ours */
 #define UFFD_FEATURE_THREAD_ID            (1ull << 8)
 #define UFFD_FEATURE_HUGETLB              (1ull << 4)
+#define UFFD_FEATURE_SHMEM                (1ull << 5)
+#define UFFD_FEATURE_MINOR_SHMEM          (1ull << 10)
 #define UFFD_FEATURE_EXACT_ADDRESS        (1ull << 11)
 #define UFFD_FEATURE_POISON               (1ull << 14)
 #define UFFD_FEATURE_MOVE                 (1ull << 16)
@@ -64,6 +67,11 @@ struct uffdio_writeprotect {
     struct uffdio_range range;
     uint64_t mode;
 };
+struct uffdio_continue {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t mapped;
+};
 struct uffdio_poison {
     struct uffdio_range range;
     uint64_t mode;
@@ -79,6 +87,7 @@ struct uffdio_poison {
 #define UFFDIO_ZEROPAGE     _IOWR(0xAA, 0x04, struct uffdio_zeropage)
 #define UFFDIO_MOVE         _IOWR(0xAA, 0x05, struct uffdio_move)
 #define UFFDIO_WRITEPROTECT _IOWR(0xAA, 0x06, struct uffdio_writeprotect)
+#define UFFDIO_CONTINUE     _IOWR(0xAA, 0x07, struct uffdio_continue)
 #define UFFDIO_POISON       _IOWR(0xAA, 0x08, struct uffdio_poison)
 
 #endif

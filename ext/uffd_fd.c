@@ -79,6 +79,10 @@ static int has_feature(uint64_t feature)
 int lm__uffd_can_poison(void) { return has_feature(UFFD_FEATURE_POISON); }
 int lm__uffd_can_move(void) { return has_feature(UFFD_FEATURE_MOVE); }
 int lm__uffd_can_hugetlb(void) { return has_feature(UFFD_FEATURE_HUGETLB); }
+int lm__uffd_can_share(void)
+{
+    return has_feature(UFFD_FEATURE_SHMEM) && has_feature(UFFD_FEATURE_MINOR_SHMEM);
+}
 
 int lm__uffd_can_track(unsigned page_shift)
 {

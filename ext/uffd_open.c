@@ -96,7 +96,8 @@ static uint64_t unmasked_features(uint64_t features)
 
 /* Exact addresses show strides that are no multiple of a page. */
 #define FEATURES_WANTED                                                                \
-    (UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EXACT_ADDRESS)
+    (UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EXACT_ADDRESS |  \
+     UFFD_FEATURE_SHMEM | UFFD_FEATURE_MINOR_SHMEM)
 
 static _Atomic uint64_t g_features_wanted = FEATURES_WANTED;
 

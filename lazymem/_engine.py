@@ -491,6 +491,28 @@ class BudgetHandle:
         return out
 
 
+class SharedHandle:
+    """Memory that several processes have."""
+
+    def __init__(self, fd: int, states_bytes: int) -> None:
+        out = ffi.new("lm_shared **")
+        code = lib.lm_shared_open(fd, states_bytes, out)
+        if code < 0:
+            raise _os_error(code, None)
+        self.pointer = ffi.gc(out[0], lib.lm_shared_close)
+
+
+class SharedPlace(NamedTuple):
+    """Where an object is in such memory."""
+
+    keeper: object
+    """Lives as long as the object's region, so that other processes find the memory."""
+    handle: SharedHandle
+    offset: int
+    states: int
+    """Where the states of its chunks are."""
+
+
 class Cell(NamedTuple):
     """A part of a picture of which chunks are in memory."""
 
@@ -511,13 +533,17 @@ class RegionHandle:
         is_tracked: bool = False,
         pages: str | None = None,
         budget: BudgetHandle | None = None,
+        shared: SharedPlace | None = None,
     ) -> None:
         out, error = ffi.new(_REGION_OUT), _new_error()
-        self.budget = budget
+        self.budget, self._shared = budget, shared
         limiter = budget.pointer if budget else ffi.NULL
         mode = (ON_ERROR[on_error], is_writable, is_tracked)
         fields = (*mode, PAGE_BYTES[pages], limiter)
         options = ffi.new(_REGION_OPTIONS, fields)
+        if shared:
+            options.shared = shared.handle.pointer
+            options.shared_offset, options.shared_states = shared[2:]
         code = lib.lm_region_open(obj.pointer, options, out, error)
         _check(code, error, obj.path, obj.name)
         self.object = obj
@@ -532,7 +558,7 @@ class RegionHandle:
         self.origin: Callable[[], Any] | None = None
         """Says which state of a file the memory equals, if it does."""
         self._tracking_pid = os.getpid() if is_tracked else 0
-        self.can_be_limited = is_tracked or not is_writable
+        self.can_be_limited = is_tracked or not (is_writable or shared)
 
     @property
     def is_tracked(self) -> bool:

@@ -27,7 +27,10 @@ from lazymem.budget import (
 from lazymem.errors import HugePagesError, LazyMemWarning, UnsupportedKernelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lazymem.manifest import ObjectInfo
+    from lazymem.shared import SharedMemory
 
 Mode = Literal["r", "c", "r+"]
 OnError = Literal["raise", "sigbus"]
@@ -51,6 +54,8 @@ class OpenArrays:
         As :func:`lazymem.open` documents them.
     budget : BudgetHandle, optional
         What bounds their memory, if not the process's budget.
+    join : callable, optional
+        Returns the memory that they share with other processes', which nothing bounds.
     """
 
     def __init__(
@@ -60,12 +65,16 @@ class OpenArrays:
         pages: Pages,
         budget: _engine.BudgetHandle | None,
         spill: Spill,
+        join: Callable[[], SharedMemory] | None = None,
     ) -> None:
         self.lock = threading.Lock()
         self.mode = mode
         self._on_error, self._pages = on_error, pages
         self._spill = spill
         self._own_budget = budget
+        self.is_shared = join is not None
+        self._join = join
+        self._shared: SharedMemory | None = None
         self._open: dict[str, weakref.ref[LazyArray]] = {}
         # A plain view of an array can outlive it.
         self._regions: list[weakref.ref[_engine.RegionHandle]] = []
@@ -89,11 +98,16 @@ class OpenArrays:
     @property
     def budget(self) -> _engine.BudgetHandle | None:
         """What bounds their memory: the store's own budget, or the process's."""
-        return self._own_budget or default_budget()
+        return None if self.is_shared else self._own_budget or default_budget()
 
     def set_limit(self, limit: Limit) -> None:
         """Give the store another limit of its own, or none."""
         nbytes = None if limit is None else limit_bytes(limit)
+        if self.is_shared and nbytes is not None:
+            raise ValueError(
+                "a store that was opened with shared=True has no limit: its memory is "
+                "other processes', too"
+            )
         if self._own_budget is None and nbytes is not None:
             unfit = [r.object.name for r in self.regions() if not r.can_be_limited]
             if unfit:
@@ -190,7 +204,7 @@ class OpenArrays:
 
     def _open_region(self, obj: _engine.ObjectHandle) -> _engine.RegionHandle:
         pages = "2M" if self._pages == "auto" else self._pages
-        bound = self.budget
+        bound, place = self.budget, self._place(obj.name)
         try:
             return _engine.RegionHandle(
                 obj,
@@ -199,13 +213,32 @@ class OpenArrays:
                 is_tracked=self.mode == "r+" or (self.mode == "c" and bool(bound)),
                 pages=pages,
                 budget=bound,
+                shared=place,
             )
         except (HugePagesError, UnsupportedKernelError) as exc:
+            if (
+                place
+                and isinstance(exc, UnsupportedKernelError)
+                and _engine.has_pager()
+            ):
+                _warn_alone(exc)
+                self._shared = None
+                return self._open_region(obj)
             if self._pages != "auto" or not _engine.has_pager():
                 raise
             warnings.warn(f"{exc}; here they are used", LazyMemWarning, stacklevel=5)
             self._pages = None
         return self._open_region(obj)
+
+    def _place(self, name: str) -> _engine.SharedPlace | None:
+        """Return where an array has memory that is not this process's alone."""
+        if self._join:
+            try:
+                self._shared = self._join()
+            except OSError as exc:
+                _warn_alone(exc)
+            self._join = None
+        return self._shared.place(name) if self._shared else None
 
 
 _all: dict[int, weakref.ref[OpenArrays]] = {}
@@ -279,6 +312,14 @@ def _warn_fallback(reason: UnsupportedKernelError, mode: Mode) -> None:
         f"({why}); 'lazymem doctor' tells how to allow it",
         LazyMemWarning,
         stacklevel=5,
+    )
+
+
+def _warn_alone(reason: Exception) -> None:
+    warnings.warn(
+        f"shared=True: this process has memory of its own: {reason}",
+        LazyMemWarning,
+        stacklevel=6,
     )
 
 

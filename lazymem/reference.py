@@ -35,12 +35,14 @@ class Origin(NamedTuple):
     """Of its commit record."""
     time_ns: int
     """Of its commit: two copies of a file may go on, each in its own way."""
+    is_shared: bool = False
+    """Whether its memory is to be shared with other processes."""
 
     @classmethod
-    def of(cls, path: str, commit: Any) -> Origin:
+    def of(cls, path: str, commit: Any, *, is_shared: bool = False) -> Origin:
         """Return the origin of what a ``struct lm_commit`` tells about."""
         store_id, offset = bytes(commit.store_id), int(commit.offset)
-        return cls(path, store_id, offset, int(commit.time_ns))
+        return cls(path, store_id, offset, int(commit.time_ns), is_shared)
 
     def token(self, part: Part) -> tuple[Any, ...]:
         """Return what tells a part from all others, as dask tells them."""
@@ -64,7 +66,12 @@ def reduce(origin: Origin, part: Part) -> tuple[Callable[..., Any], tuple[Any, .
 
 
 def load(
-    path: str, store_id: bytes, offset: int, time_ns: int, *part: Any
+    path: str,
+    store_id: bytes,
+    offset: int,
+    time_ns: int,
+    is_shared: bool,
+    *part: Any,
 ) -> LazyArray:
     """Return an array that was pickled.
 
@@ -75,7 +82,7 @@ def load(
     SnapshotNotFoundError
         If there is another store by now, or the state is gone or damaged.
     """
-    origin = Origin(path, store_id, offset, time_ns)
+    origin = Origin(path, store_id, offset, time_ns, is_shared)
     store = _stores.get(origin)
     if store is None or store.closed:
         store = _stores[origin] = open_at(origin)
@@ -101,7 +108,8 @@ def open_at(origin: Origin) -> Store:
     is_last = handle.commit.offset == origin.offset
     store = Store.__new__(Store)
     try:
-        store._open(handle, "r", None if is_last else origin, "raise", None, None)
+        at = None if is_last else origin
+        store._open(handle, "r", at, "raise", None, None, shared=origin.is_shared)
     except FormatError as exc:
         raise _gone(origin, f"its state can't be read: {exc}") from exc
     if store._handle.commit.time_ns != origin.time_ns:

@@ -64,7 +64,7 @@ class RegionStats:
     faults: int
     """Page faults served."""
     fills: int
-    """Chunks decoded and installed, by faults or ahead of them."""
+    """Chunks brought to memory, by faults or ahead of them."""
     zero_fills: int
     """Of these, chunks of zeros, which take no memory."""
     failures: int
@@ -80,6 +80,8 @@ class RegionStats:
     ahead_wasted: int
     """Of these, such as a run of accesses ended before.  An estimate: when a run has
     ended shows when others have begun."""
+    fills_shared: int
+    """Of the fills, chunks that were in memory that another opening shares."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class StoreStats:
 
     @property
     def fills(self) -> int:
-        """Chunks decoded and installed."""
+        """Chunks brought to memory."""
         return sum(stats.fills for stats in self.arrays.values())
 
 
@@ -173,6 +175,7 @@ def region_stats(raw: Any) -> RegionStats:
         write_faults=raw.write_faults,
         ahead=raw.ahead,
         ahead_wasted=raw.ahead_wasted,
+        fills_shared=raw.fills_shared,
     )
 
 

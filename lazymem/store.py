@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     )
     from lazymem.live import LiveView
     from lazymem.manifest import ObjectInfo
+    from lazymem.shared import SharedMemory
 
 _LISTED_IN_REPR = 10
 _MEMORY = "<memory>"
@@ -111,6 +113,8 @@ class Store(Mapping[str, LazyArray]):
         warm: str | None,
         budget: _engine.BudgetHandle | None = None,
         spill: Spill = None,
+        *,
+        shared: bool = False,
     ) -> None:
         self._path, self._handle = handle.path, handle
         self._workspace: Workspace | None = None
@@ -122,7 +126,11 @@ class Store(Mapping[str, LazyArray]):
             self._handle = handle.at(found.offset)
             data = self._handle.manifest()
             self._content = manifest.decode(data, self._path, lazily=lazily)
-        self._arrays = OpenArrays(mode, on_error, pages, budget, spill)
+        join = None
+        if shared:
+            state = self._origin(is_shared=True)
+            join = partial(_join, state, self._content["objects"])
+        self._arrays = OpenArrays(mode, on_error, pages, budget, spill, join)
         self._closed = False
         if mode == "r+":
             self._workspace = Workspace(handle, self._content, self._arrays)
@@ -1029,10 +1037,13 @@ class Store(Mapping[str, LazyArray]):
         error.path, error.name = self._path, str(name)
         return error
 
+    def _origin(self, *, is_shared: bool) -> Origin:
+        return Origin.of(self._path, self._handle.commit, is_shared=is_shared)
+
     def _origin_of(self, name: str) -> Callable[[], Origin | None] | None:
         """Return what says which state of the file an array equals."""
         if self.mode == "r":
-            origin = Origin.of(self._path, self._handle.commit)
+            origin = self._origin(is_shared=self._arrays.is_shared)
             return lambda: origin
         if self._workspace is None:
             return None  # nobody sees what is written
@@ -1150,6 +1161,7 @@ def open(
     warm: str | None = None,
     limit: Limit = None,
     spill: Spill = None,
+    shared: bool = False,
 ) -> Store:
     """Open a store file.
 
@@ -1201,6 +1213,14 @@ def open(
         The folder for what was written and has no room within `limit`: compressed and
         checksummed, in a file without a name, which only this process can read and
         which goes with it.  Default: ``$TMPDIR``, or ``/var/tmp``.
+    shared : bool, optional
+        Whether the arrays' memory is shared with all of this user's processes that open
+        the same state of the store so, or receive arrays of it: each chunk is decoded
+        by one of them, and in memory once.  For the mode ``"r"``, and without a limit.
+        The memory goes when the last of them has ended, or has closed the store and
+        dropped its arrays; :meth:`LazyArray.evict` only lets go of it here.  Arrays of
+        less than 64 KiB are not shared; where the system can't do it (Linux 5.14 can),
+        none is, and a LazyMemWarning says so.
 
     Returns
     -------
@@ -1251,6 +1271,10 @@ def open(
         if mode not in ("r", "c", "r+"):
             raise ValueError(f"warm={warm!r} is not for the new store of mode {mode!r}")
         record_path(path, warm)
+    if shared and (mode != "r" or limit is not None or pages is not None):
+        raise ValueError(
+            "shared=True is for the mode 'r', and for ordinary pages without a limit"
+        )
     file = os.path.abspath(path)
     _engine.start_pager()  # its threads get ready while the file is looked at
     store = Store.__new__(Store)
@@ -1262,8 +1286,14 @@ def open(
     else:
         handle = _open_new(file, may_replace=mode == "w")
     changes: Mode = mode if mode == "r" or mode == "c" else "r+"
-    store._open(handle, changes, at, on_error, pages, warm, bound, spill)
+    store._open(handle, changes, at, on_error, pages, warm, bound, spill, shared=shared)
     return store
+
+
+def _join(origin: Origin, objects: Mapping[str, Any]) -> SharedMemory:
+    from lazymem.shared import SharedMemory  # not for those that share nothing
+
+    return SharedMemory(origin, objects)
 
 
 def _warm() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import stat
 import threading
 import time
 import warnings
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from lazymem.errors import LazyMemWarning
 from lazymem.files import command
+from lazymem.runtime import folders, is_own, make_own
 
 if TYPE_CHECKING:
     from lazymem.store import Store
@@ -54,8 +54,8 @@ def samples() -> list[dict[str, Any]]:
         ``bytes_filled_per_s``.
     """
     found = []
-    for folder in _folders():
-        if not _is_own(folder):
+    for folder in folders():
+        if not is_own(folder):
             continue
         for file in folder.glob("*.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):
@@ -124,10 +124,10 @@ class _Publisher:
 
 def _publish() -> _Publisher | None:
     """Begin to publish, if there is a place for it."""
-    for folder in _folders():
-        if _make_own(folder):
+    for folder in folders():
+        if make_own(folder):
             return _Publisher(folder, {})
-    places = " and ".join(map(str, _folders()))
+    places = " and ".join(map(str, folders()))
     warnings.warn(
         f"LAZYMEM_TOP: {places} can't be a folder of this user alone: "
         "'lazymem top' will not see this process",
@@ -168,33 +168,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-# ---- where ---------------------------------------------------------------------------
-
-
-def _folders() -> list[Path]:
-    """Return where files may be; a program may lack the variable that others have."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    own = Path(f"/dev/shm/lazymem-{os.getuid()}")
-    return [Path(runtime, "lazymem"), own] if runtime else [own]
-
-
-def _make_own(folder: Path) -> bool:
-    """Return whether a folder can be had for this user alone."""
-    with suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
-    return _is_own(folder)
-
-
-def _is_own(folder: Path) -> bool:
-    try:
-        found = folder.lstat()
-    except OSError:
-        return False
-    return (
-        stat.S_ISDIR(found.st_mode)
-        and found.st_uid == os.getuid()
-        and not found.st_mode & 0o077
-    )
+# ---- which process ----------------------------------------------------------------
 
 
 def _start_time(pid: int) -> int | None:

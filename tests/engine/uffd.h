@@ -120,6 +120,7 @@ UNUSED static struct lm_pager_stats test_answers(struct lm_pager_stats *since)
     d.enoent = now.enoent - since->enoent;
     d.enomem = now.enomem - since->enomem;
     d.refused = now.refused - since->refused;
+    d.continues = now.continues - since->continues;
     *since = now;
     return d;
 }

@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "run").mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     found = tmp_path / "run/lazymem"
-    monkeypatch.setattr(top, "_folders", lambda: [found])
+    monkeypatch.setattr(top, "folders", lambda: [found])
     return found
 
 

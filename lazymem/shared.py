@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Memory that processes share: whose it is, and what lies where in it.
+
+Who opens a state of a store with ``shared=True`` looks for a process that has done so
+before, and takes that one's file in memory; else he makes one.  They meet in a small
+file that names the processes and their descriptors, and is read under a lock.  A file
+in memory has no name, so it goes with the last process that has it, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+import weakref
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lazymem import _engine, manifest, runtime
+from lazymem.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from lazymem.reference import Origin
+
+_LAYOUT = 1
+"""Processes of another one do not meet."""
+_NBYTES_MIN = 65536
+"""Smaller objects are not worth a mapping of their own."""
+_ALIGN = 65536
+"""The largest page of any machine."""
+_HEADER_BYTES = 64
+_NAME = "lazymem"
+_LOCK_S = 2.0
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class SharedMemory:
+    """The memory of a state of a store, as all processes of a user have it.
+
+    Parameters
+    ----------
+    origin : Origin
+        The state.
+    objects : mapping
+        The entries of its manifest.
+
+    Raises
+    ------
+    OSError
+        If there is no place to meet, or no such memory.
+    """
+
+    def __init__(self, origin: Origin, objects: Mapping[str, Any]) -> None:
+        self._places, states_bytes, nbytes = _lay_out(origin.path, objects)
+        key = (_LAYOUT, origin.store_id, origin.offset, origin.time_ns)
+        token = hashlib.sha256(repr(key).encode()).digest()
+        file = _folder() / f"{token.hex()[:32]}.shared"
+        with _locked(file) as meeting:
+            owners = _read(meeting)
+            fd = _find(owners, token, nbytes)
+            if fd is None:
+                owners, fd = [], _make(token, nbytes)
+            try:
+                self._handle = _engine.SharedHandle(fd, states_bytes)
+                self.me = _Owner(os.getpid(), fd, os.fstat(fd).st_ino)
+                _write(meeting, [*owners, self.me])
+            except BaseException:
+                os.close(fd)
+                raise
+        weakref.finalize(self, _leave, file, self.me)
+
+    def place(self, name: str) -> _engine.SharedPlace | None:
+        """Return where an object is; None for a small one."""
+        found = self._places.get(name)
+        return _engine.SharedPlace(self, self._handle, *found) if found else None
+
+
+def _lay_out(
+    path: str, objects: Mapping[str, Any]
+) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """Return of each object where it and its states are, and how long all that is."""
+    infos = []
+    for name in objects:
+        with suppress(FormatError):  # whoever opens the object is told
+            info = manifest.object_info(path, name, objects[name])
+            if info.nbytes >= _NBYTES_MIN:
+                infos.append(info)
+    states_bytes = _round_up(_HEADER_BYTES + sum(info.chunks for info in infos))
+    places = {}
+    states, offset = _HEADER_BYTES, states_bytes
+    for info in infos:
+        places[info.name] = (offset, states)
+        states += info.chunks
+        offset += _round_up(info.nbytes)
+    return places, states_bytes, offset
+
+
+def _round_up(nbytes: int) -> int:
+    return -(-nbytes // _ALIGN) * _ALIGN
+
+
+# ---- where they meet -----------------------------------------------------------------
+
+
+class _Owner(NamedTuple):
+    """A process that has the memory."""
+
+    pid: int
+    fd: int
+    inode: int
+    """Of the memory: numbers of processes and descriptors are used again."""
+
+
+def _folder() -> Path:
+    # First the one that does not depend on a variable.
+    for folder in reversed(runtime.folders()):
+        if runtime.make_own(folder):
+            return folder
+    raise OSError("there is no folder of this user alone, in /dev/shm, to meet in")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Open a file that the last process removes, and keep others away from it."""
+    deadline = time.monotonic() + _LOCK_S
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        fd = os.open(path, flags, 0o600)
+        try:
+            with suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    yield fd
+                    return
+        finally:
+            os.close(fd)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path}: another process has it locked")
+        time.sleep(0.001)
+
+
+def _read(meeting: int) -> list[_Owner]:
+    text = os.pread(meeting, 1 << 20, 0).decode("ascii", "replace")
+    owners = []
+    for line in text.splitlines():
+        with suppress(ValueError, TypeError):
+            owners.append(_Owner(*map(int, line.split())))
+    return owners
+
+
+def _write(meeting: int, owners: list[_Owner]) -> None:
+    alive = [owner for owner in owners if os.path.exists(f"/proc/{owner.pid}")]
+    text = "".join(f"{owner.pid} {owner.fd} {owner.inode}\n" for owner in alive)
+    os.ftruncate(meeting, 0)
+    os.pwrite(meeting, text.encode(), 0)
+
+
+def _leave(file: Path, me: _Owner) -> None:
+    """Let others look elsewhere; a child does not speak for its parent."""
+    os.close(me.fd)
+    if me.pid != os.getpid():
+        return
+    with suppress(OSError), _locked(file) as meeting:
+        others = [owner for owner in _read(meeting) if owner != me]
+        _write(meeting, others)
+        if os.fstat(meeting).st_size == 0:
+            file.unlink()
+
+
+# ---- the memory ----------------------------------------------------------------------
+
+
+def _make(token: bytes, nbytes: int) -> int:
+    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, nbytes)
+        os.pwrite(fd, token, 0)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _find(owners: list[_Owner], token: bytes, nbytes: int) -> int | None:
+    """Return a descriptor of the memory that one of the processes has."""
+    for owner in owners:
+        link = f"/proc/{owner.pid}/fd/{owner.fd}"
+        with suppress(OSError):  # it has ended, or is not to be looked at
+            if not os.readlink(link).startswith(f"/memfd:{_NAME}"):
+                continue
+            fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
+            if _is_it(fd, owner, token, nbytes):
+                return fd
+            os.close(fd)
+    return None
+
+
+def _is_it(fd: int, owner: _Owner, token: bytes, nbytes: int) -> bool:
+    found = os.fstat(fd)
+    return (
+        (found.st_ino, found.st_size) == (owner.inode, nbytes)
+        and found.st_uid == os.geteuid()
+        and fcntl.fcntl(fd, fcntl.F_GET_SEALS) == _SEALS
+        and os.pread(fd, len(token), 0) == token
+    )
