@@ -226,8 +226,11 @@ void lm_budget_close(lm_budget *budget);
 /* ---- memory that several processes have ------------------------------------------------ */
 
 typedef struct lm_shared lm_shared;
-/* Map a file in memory that all of them map.  Its first `states_bytes`, whole pages, have a byte
- * for each chunk, zero at first; it never shrinks.  0 or -errno; the descriptor may be closed. */
+/* Make a file in memory, of zeros, that keeps its length and goes with its last user.  The
+ * descriptor, or -errno. */
+int lm_shared_make(uint64_t bytes);
+/* Map such a file.  Its first `states_bytes`, whole pages, have a byte for each chunk, zero at
+ * first.  0 or -errno; the descriptor may be closed. */
 int lm_shared_open(int fd, uint64_t states_bytes, lm_shared **out);
 /* Drop the caller's reference; regions keep it. */
 void lm_shared_close(lm_shared *shared);

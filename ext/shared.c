@@ -16,10 +16,26 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "internal.h"
+
+#ifndef F_ADD_SEALS /* since Linux 3.17; glibc has them, and the call, since 2.27 */
+#define F_ADD_SEALS   1033
+#define F_GET_SEALS   1034
+#define F_SEAL_SEAL   1
+#define F_SEAL_SHRINK 2
+#define F_SEAL_GROW   4
+#endif
+#ifndef MFD_ALLOW_SEALING
+#define MFD_CLOEXEC       1u
+#define MFD_ALLOW_SEALING 2u
+#endif
+#define SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)
 
 enum { EMPTY = 0, BEGUN, FILLED };
 
@@ -28,6 +44,18 @@ struct lm_shared {
     uint8_t *map; /* of all; what lies behind the states can't be accessed */
     uint64_t bytes, states_bytes;
 };
+
+int lm_shared_make(uint64_t bytes)
+{
+    int fd = (int)syscall(SYS_memfd_create, "lazymem", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, (off_t)bytes) == 0 && fcntl(fd, F_ADD_SEALS, SEALS) == 0)
+        return fd;
+    int rc = -errno;
+    close(fd);
+    return rc;
+}
 
 int lm_shared_open(int fd, uint64_t states_bytes, lm_shared **out)
 {
@@ -38,7 +66,8 @@ int lm_shared_open(int fd, uint64_t states_bytes, lm_shared **out)
         goto free_shared;
     *s = (lm_shared){.refs = 1, .bytes = bytes, .states_bytes = states_bytes};
     rc = -EINVAL;
-    if (states_bytes > bytes || states_bytes % lm__page_bytes() != 0)
+    if (fcntl(fd, F_GET_SEALS) != SEALS || states_bytes > bytes ||
+        states_bytes % lm__page_bytes() != 0)
         goto free_shared;
     void *p = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     rc = -errno;

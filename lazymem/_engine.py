@@ -491,6 +491,14 @@ class BudgetHandle:
         return out
 
 
+def make_shared(nbytes: int) -> int:
+    """Return the descriptor of a new file in memory, for :class:`SharedHandle`."""
+    fd = int(lib.lm_shared_make(nbytes))
+    if fd < 0:
+        raise _os_error(fd, None)
+    return fd
+
+
 class SharedHandle:
     """Memory that several processes have."""
 

@@ -141,6 +141,7 @@ class OpenArrays:
     def release_all(self) -> None:
         """Free the memory of all arrays."""
         self._kept.clear()
+        self._shared = self._join = None  # regions hold what they need
         for region in self.regions():
             region.release()
 

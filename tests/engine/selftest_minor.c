@@ -36,9 +36,8 @@ static lm_region *region_open(void)
 
 static void begin(void)
 {
-    g_memory = memfd_create("test", MFD_CLOEXEC);
+    g_memory = lm_shared_make(OFFSET + g_store.enc.object_bytes);
     CHECK(g_memory >= 0);
-    CHECK_EQ(ftruncate(g_memory, (off_t)(OFFSET + g_store.enc.object_bytes)), 0);
     CHECK_EQ(lm_shared_open(g_memory, STATES_BYTES, &g_shared), 0);
     g_one = region_open();
     g_two = region_open();
@@ -248,6 +247,10 @@ static void test_places_outside(void)
     CHECK_EQ(lm_shared_open(g_memory, STATES_BYTES + 1, &none), -EINVAL);
     CHECK_EQ(lm_shared_open(g_memory, (uint64_t)1 << 40, &none), -EINVAL);
     CHECK_EQ(lm_shared_open(-1, STATES_BYTES, &none), -EBADF);
+    int other = open(g_store.path, O_RDWR | O_CLOEXEC); /* it could be cut */
+    CHECK_EQ(lm_shared_open(other, 0, &none), -EINVAL);
+    close(other);
+    CHECK_EQ(lm_shared_make(UINT64_MAX / 2 + 1), -EINVAL);
     end();
 }
 

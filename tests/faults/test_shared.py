@@ -239,6 +239,16 @@ def test_nothing_is_left_behind(path: Path) -> None:
     assert not file.exists()
 
 
+def test_a_closed_store_without_arrays_holds_no_memory(path: Path) -> None:
+    before = meetings()
+    with lm.open(path, shared=True) as store:
+        store["a"].load()
+        gc.collect()
+        assert meetings() != before
+    assert meetings() == before
+    assert store.closed
+
+
 def test_an_array_keeps_the_memory_that_others_look_for(path: Path) -> None:
     a = lm.open(path, shared=True)["a"].load()
     gc.collect()
