@@ -143,6 +143,12 @@ _READS = (
         "two processes",
         "MiB",
     ),
+    _asking(
+        "the same, `shared=True`, MiB",
+        "weather: memory of those that have read all (PSS)",
+        "two processes that share",
+        "MiB",
+    ),
     _asking("land mask: file, MiB", "land mask: file", "file, MiB", "MiB"),
     _asking(
         "land mask: 10,000 random elements, cold, s",
