@@ -12,7 +12,6 @@
 #include "internal.h"
 
 #define NO_MEMORY_RETRIES 5
-#define ZEROS_BYTES       65536
 #define COMPLETE_TRIES    200
 #define ROOM_TRIES        40 /* of 0.05 ms: a snapshot may need the worker, to make room */
 
@@ -58,15 +57,14 @@ static enum lm__install install_zeros(struct lm__span span, int protect,
 /* Pages of zeros that can be written to without another fault, or that are protected. */
 static enum lm__install copy_zeros(struct lm__span span, int protect)
 {
-    static const uint8_t zeros[ZEROS_BYTES];
     enum lm__install answer = LM_INSTALLED;
     for (size_t done = 0; done < span.bytes && answer == LM_INSTALLED;
-         done += ZEROS_BYTES) {
+         done += sizeof lm__zeros) {
         size_t left = span.bytes - done,
-               bytes = left < ZEROS_BYTES ? left : ZEROS_BYTES;
-        answer = protect ? lm__uffd_copy_protected(span.addr + done, zeros, bytes,
+               bytes = left < sizeof lm__zeros ? left : sizeof lm__zeros;
+        answer = protect ? lm__uffd_copy_protected(span.addr + done, lm__zeros, bytes,
                                                    lm__log2(lm__page_bytes()))
-                         : lm__uffd_copy(span.addr + done, zeros, bytes);
+                         : lm__uffd_copy(span.addr + done, lm__zeros, bytes);
     }
     return answer;
 }
@@ -191,7 +189,7 @@ static int decode_and_install(lm_region *r, struct lm__run run, struct lm__block
     int rc = 0;
     if (manner->is_spilled)
         rc = decode_spilled(r, run.first, block, scratch, err);
-    else if (lm__share_begin(r, run.first))
+    else if ((rc = lm__share_begin(r, run.first, err)) > 0)
         rc = lm__block_decode(r->object, block, scratch, err);
     lm__pause("install");
     if (rc != 0)

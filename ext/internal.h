@@ -57,6 +57,7 @@ int lm__fail(struct lm_error *err, struct lm_error cause);
 /* ---- os.c -------------------------------------------------------------------------- */
 
 size_t lm__page_bytes(void);
+extern const uint8_t lm__zeros[65536];
 /* Private anonymous pages, aligned, that the system does not account for.  NULL with errno. */
 void *lm__pages_reserve(size_t bytes, size_t align, int protection);
 /* Of a transparent huge page, where the system makes them of this size. */
@@ -1066,8 +1067,9 @@ void lm__writes_resume(lm_region *region);
 int lm__share_join(lm_region *region, const struct lm_region_options *options);
 void lm__share_leave(lm_region *region);      /* if it has joined */
 void *lm__share_map(const lm_region *region); /* inaccessible; NULL with errno */
-/* A chunk is about to be filled.  1: it is to be decoded first; 0: another process has. */
-int lm__share_begin(lm_region *region, uint64_t chunk_idx);
+/* A chunk is about to be filled.  1: it is to be decoded first; 0: another process has; or an
+ * error. */
+int lm__share_begin(lm_region *region, uint64_t chunk_idx, struct lm_error *err);
 void lm__share_give_up(const lm_region *region, uint64_t chunk_idx);
 int lm__share_is_begun(const lm_region *region, uint64_t chunk_idx); /* by anybody */
 /* Install a chunk that was begun; `bytes` is NULL if it is zero, or needed no decoding. */

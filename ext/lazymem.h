@@ -186,14 +186,14 @@ struct lm_region_stats {
     uint64_t bytes_resident; /* chunk-rounded */
     uint64_t faults;         /* page faults served */
     uint64_t fills;          /* chunks that were brought to memory */
-    uint64_t zero_fills;     /* of these: zero chunks, which take no memory */
-    uint64_t failures;       /* fills that failed */
+    uint64_t zero_fills; /* of these: zero chunks, which take no memory of one's own */
+    uint64_t failures;   /* fills that failed */
     uint64_t stored_bytes_read;
     uint64_t chunks_dirty; /* written since the last snapshot */
     uint64_t write_faults; /* first writes to clean chunks */
     uint64_t ahead; /* chunks asked for by readahead, before anybody touched them */
     uint64_t ahead_wasted; /* of these, such as a run of accesses ended before */
-    uint64_t fills_shared; /* of the fills: chunks that another process had decoded */
+    uint64_t fills_shared; /* of the fills: chunks in shared memory, decoded before */
 };
 
 /* What a touch of a chunk that can't be filled does: leave an error for the thread, or raise

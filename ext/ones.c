@@ -119,7 +119,7 @@ static void ones_take_back(const struct ones *ones, int are_there)
 {
     struct lm__span span = ones->span;
     size_t page_bytes = lm__region_page_bytes(ones->region);
-    if (are_there) {
+    if (are_there || ones->region->share.shared) {
         lm__pages_drop(span.addr, span.bytes);
         return;
     }

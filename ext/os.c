@@ -24,6 +24,8 @@
 _Atomic(lm__pause_fn) lm__pause_hook;
 #endif
 
+const uint8_t lm__zeros[65536];
+
 size_t lm__page_bytes(void)
 {
     static _Atomic size_t page_bytes;

@@ -124,6 +124,8 @@ void lm__region_fork_child(void)
         if (!lm__uffd_is_open() || (is_huge && arena_make_ordinary(a) != 0) ||
             lm__arena_register(a) != 0)
             a->is_lost = 1;
+        if (a->is_shared) /* fork copies no page tables of such memory */
+            lm__chunks_forget_all(&a->regions[0]->chunks);
         for (size_t slot = 0; slot < a->used_slots; slot++)
             if (a->regions[slot])
                 lm__budget_forked_locked(a->regions[slot]);

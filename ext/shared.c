@@ -35,6 +35,12 @@
 #define MFD_CLOEXEC       1u
 #define MFD_ALLOW_SEALING 2u
 #endif
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u
+#endif
+#ifndef MADV_POPULATE_WRITE /* since Linux 5.14, as minor faults */
+#define MADV_POPULATE_WRITE 23
+#endif
 #define SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)
 
 enum { EMPTY = 0, BEGUN, FILLED };
@@ -47,7 +53,10 @@ struct lm_shared {
 
 int lm_shared_make(uint64_t bytes)
 {
-    int fd = (int)syscall(SYS_memfd_create, "lazymem", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+    int fd = (int)syscall(SYS_memfd_create, "lazymem", flags | MFD_NOEXEC_SEAL);
+    if (fd < 0) /* before Linux 6.3 */
+        fd = (int)syscall(SYS_memfd_create, "lazymem", flags);
     if (fd < 0)
         return -errno;
     if (ftruncate(fd, (off_t)bytes) == 0 && fcntl(fd, F_ADD_SEALS, SEALS) == 0)
@@ -66,7 +75,8 @@ int lm_shared_open(int fd, uint64_t states_bytes, lm_shared **out)
         goto free_shared;
     *s = (lm_shared){.refs = 1, .bytes = bytes, .states_bytes = states_bytes};
     rc = -EINVAL;
-    if (fcntl(fd, F_GET_SEALS) != SEALS || states_bytes > bytes ||
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || (seals & SEALS) != SEALS || states_bytes > bytes ||
         states_bytes % lm__page_bytes() != 0)
         goto free_shared;
     void *p = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0);
@@ -74,8 +84,8 @@ int lm_shared_open(int fd, uint64_t states_bytes, lm_shared **out)
     if (p == MAP_FAILED)
         goto free_shared;
     s->map = p;
-    /* mlockall() would have all of it. */
-    if (munlock(p, bytes) < 0 ||
+    /* mlockall() and a core dump would bring all of it. */
+    if (munlock(p, bytes) < 0 || madvise(p, bytes, MADV_DONTDUMP) < 0 ||
         mprotect(p, states_bytes, PROT_READ | PROT_WRITE) < 0) {
         rc = -errno;
         munmap(p, bytes);
@@ -145,10 +155,19 @@ static void *map_again(uint8_t *pages, size_t bytes, int protection)
 
 void *lm__share_map(const lm_region *r)
 {
-    return map_again(r->share.pages, r->bytes, PROT_NONE);
+    void *p = map_again(r->share.pages, r->bytes, PROT_NONE);
+    if (p)
+        madvise(p, r->bytes, MADV_DODUMP);
+    return p;
 }
 
 /* ---- fills ------------------------------------------------------------------------------------------ */
+
+/* Whether the state can be looked at without taking memory, for want of which that is SIGBUS. */
+static int has_state(const lm_region *r, uint64_t chunk_idx)
+{
+    return lm__page_is_present((uintptr_t)&r->share.states[chunk_idx]);
+}
 
 static int is_filled(const lm_region *r, uint64_t chunk_idx)
 {
@@ -157,19 +176,29 @@ static int is_filled(const lm_region *r, uint64_t chunk_idx)
 
 int lm__share_is_begun(const lm_region *r, uint64_t chunk_idx)
 {
-    return r->share.states && lm_load_relaxed(&r->share.states[chunk_idx]) == BEGUN;
+    return r->share.states && has_state(r, chunk_idx) &&
+           lm_load_relaxed(&r->share.states[chunk_idx]) == BEGUN;
 }
 
 static void change(const lm_region *r, uint64_t chunk_idx, uint8_t from, uint8_t to)
 {
-    if (r->share.states)
-        lm_cas_acq_rel(&r->share.states[chunk_idx], &from, to);
+    lm_cas_acq_rel(&r->share.states[chunk_idx], &from, to);
 }
 
-int lm__share_begin(lm_region *r, uint64_t chunk_idx)
+int lm__share_begin(lm_region *r, uint64_t chunk_idx, struct lm_error *err)
 {
+    if (!r->share.states)
+        return 1;
+    void *page = (void *)lm__round_down((uintptr_t)&r->share.states[chunk_idx],
+                                        lm__page_bytes());
+    if (!has_state(r, chunk_idx) &&
+        madvise(page, lm__page_bytes(), MADV_POPULATE_WRITE) < 0) {
+        struct lm_error cause = lm__error(-ENOMEM, "memory for the chunk's state");
+        lm__region_blame(r, chunk_idx, &cause);
+        return lm__fail(err, cause);
+    }
     change(r, chunk_idx, EMPTY, BEGUN);
-    if (!r->share.states || !is_filled(r, chunk_idx))
+    if (!is_filled(r, chunk_idx))
         return 1;
     lm_add_relaxed(&r->share.fills, 1);
     return 0;
@@ -177,38 +206,65 @@ int lm__share_begin(lm_region *r, uint64_t chunk_idx)
 
 void lm__share_give_up(const lm_region *r, uint64_t chunk_idx)
 {
-    change(r, chunk_idx, BEGUN, EMPTY);
+    if (r->share.states && has_state(r, chunk_idx))
+        change(r, chunk_idx, BEGUN, EMPTY);
 }
 
-/* Whatever is there; `bytes` NULL: zeros. */
-static int overwrite(const lm_region *r, struct lm__span span, const uint8_t *bytes)
+/* A page that is there: so it takes no memory, for want of which a write is SIGBUS. */
+static int overwrite(const lm_region *r, uintptr_t addr, const uint8_t *bytes)
 {
-    uint8_t *pages = r->share.pages + (span.addr - r->addr);
-    void *p = map_again(pages, span.bytes, PROT_READ | PROT_WRITE);
+    size_t page_bytes = lm__page_bytes();
+    void *p = map_again(r->share.pages + (addr - r->addr), page_bytes,
+                        PROT_READ | PROT_WRITE);
     if (!p)
         return -errno;
-    if (bytes)
-        memcpy(p, bytes, span.bytes);
-    else
-        memset(p, 0, span.bytes);
-    munmap(p, span.bytes);
+    memcpy(p, bytes, page_bytes);
+    munmap(p, page_bytes);
     return 0;
+}
+
+static enum lm__install install_page(const lm_region *r, uintptr_t addr,
+                                     const uint8_t *bytes)
+{
+    int is_there = 0;
+    enum lm__install answer =
+        lm__uffd_copy_absent(addr, bytes, lm__page_bytes(), &is_there);
+    if (!is_there)
+        return answer;
+    if (overwrite(r, addr, bytes) != 0)
+        return LM_NO_MEMORY;
+    return lm__uffd_continue(addr, lm__page_bytes());
+}
+
+/* Pages of a chunk that nobody has filled; few of them, if any, are there. */
+static enum lm__install install(const lm_region *r, struct lm__span span,
+                                const uint8_t *bytes)
+{
+    int is_there = 0;
+    size_t page_bytes = lm__page_bytes();
+    enum lm__install answer =
+        lm__uffd_copy_absent(span.addr, bytes, span.bytes, &is_there);
+    if (!is_there)
+        return answer;
+    answer = LM_INSTALLED;
+    for (size_t at = 0; at < span.bytes && answer == LM_INSTALLED; at += page_bytes)
+        answer = install_page(r, span.addr + at, bytes + at);
+    return answer;
 }
 
 enum lm__install lm__share_install(const lm_region *r, uint64_t chunk_idx,
                                    const uint8_t *bytes)
 {
-    struct lm__span span = lm__region_span(r, chunk_idx);
-    enum lm__install answer = LM_REFUSED;
-    int is_there = is_filled(r, chunk_idx);
-    if (!is_there && bytes)
-        answer = lm__uffd_copy_absent(span.addr, bytes, span.bytes, &is_there);
-    else if (!is_there)
-        is_there = 1;
-    if (is_there && !is_filled(r, chunk_idx) && overwrite(r, span, bytes) != 0)
-        return LM_NO_MEMORY;
-    if (is_there)
-        answer = lm__uffd_continue(span.addr, span.bytes);
+    struct lm__span left = lm__region_span(r, chunk_idx);
+    enum lm__install answer = LM_INSTALLED;
+    if (is_filled(r, chunk_idx))
+        return lm__uffd_continue(left.addr, left.bytes);
+    for (size_t done; left.bytes > 0 && answer == LM_INSTALLED;
+         left.addr += done, left.bytes -= done) {
+        done = bytes || left.bytes < sizeof lm__zeros ? left.bytes : sizeof lm__zeros;
+        answer =
+            install(r, (struct lm__span){left.addr, done}, bytes ? bytes : lm__zeros);
+    }
     if (answer == LM_INSTALLED)
         lm_store_release(&r->share.states[chunk_idx], FILLED);
     return answer;

@@ -72,7 +72,6 @@ class OpenArrays:
         self._on_error, self._pages = on_error, pages
         self._spill = spill
         self._own_budget = budget
-        self.is_shared = join is not None
         self._join = join
         self._shared: SharedMemory | None = None
         self._open: dict[str, weakref.ref[LazyArray]] = {}
@@ -94,6 +93,11 @@ class OpenArrays:
         if self.mode != "r":
             self._kept[info.name] = array
         return array
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether their memory is other processes', too, or is to be."""
+        return bool(self._join or self._shared)
 
     @property
     def budget(self) -> _engine.BudgetHandle | None:
@@ -205,7 +209,8 @@ class OpenArrays:
 
     def _open_region(self, obj: _engine.ObjectHandle) -> _engine.RegionHandle:
         pages = "2M" if self._pages == "auto" else self._pages
-        bound, place = self.budget, self._place(obj.name)
+        place = self._place(obj.name)
+        bound = self.budget  # where nothing is shared there is one
         try:
             return _engine.RegionHandle(
                 obj,

@@ -40,7 +40,8 @@ class Blocks:
     """
 
     def __init__(self, origin: Origin, part: Part) -> None:
-        self._origin, self._part = origin, part
+        # What is read is given back, which nobody can do for others.
+        self._origin, self._part = origin._replace(is_shared=False), part
         self.shape, self.dtype, self.ndim = part.shape, part.dtype, len(part.shape)
 
     def __getitem__(self, index: Any) -> Any:

@@ -9,6 +9,7 @@ in memory has no name, so it goes with the last process that has it, however tha
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -26,15 +27,14 @@ if TYPE_CHECKING:
 
     from lazymem.reference import Origin
 
-_LAYOUT = 1
-"""Processes of another one do not meet."""
-_NBYTES_MIN = 65536
-"""Smaller objects are not worth a mapping of their own."""
+_NBYTES_MIN = 1 << 20
+"""Smaller objects are not worth a mapping of their own, of 65,530 that there may be."""
+_NBYTES_MAX = 1 << 47
 _ALIGN = 65536
 """The largest page of any machine."""
 _HEADER_BYTES = 64
-_NAME = "lazymem"
 _LOCK_S = 2.0
+_LEAVE_S = 0.1
 
 
 class SharedMemory:
@@ -55,14 +55,14 @@ class SharedMemory:
 
     def __init__(self, origin: Origin, objects: Mapping[str, Any]) -> None:
         self._places, states_bytes, nbytes = _lay_out(origin.path, objects)
-        key = (_LAYOUT, origin.store_id, origin.offset, origin.time_ns)
+        key = (origin.store_id, origin.offset, origin.time_ns, self._places)
         token = hashlib.sha256(repr(key).encode()).digest()
         file = _folder() / f"{token.hex()[:32]}.shared"
-        with _locked(file) as meeting:
+        with _locked(file, _LOCK_S) as meeting:
             owners = _read(meeting)
             fd = _find(owners, token, nbytes)
             if fd is None:
-                owners, fd = [], _make(token, nbytes)
+                owners, fd = _living(owners), _make(token, nbytes)
             try:
                 self._handle = _engine.SharedHandle(fd, states_bytes)
                 self.me = _Owner(os.getpid(), fd, os.fstat(fd).st_ino)
@@ -95,6 +95,8 @@ def _lay_out(
         places[info.name] = (offset, states)
         states += info.chunks
         offset += _round_up(info.nbytes)
+    if offset > _NBYTES_MAX:
+        raise OSError(errno.ENOMEM, f"{offset} bytes are more than addresses reach")
     return places, states_bytes, offset
 
 
@@ -123,23 +125,29 @@ def _folder() -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[int]:
+def _locked(path: Path, seconds: float) -> Iterator[int]:
     """Open a file that the last process removes, and keep others away from it."""
-    deadline = time.monotonic() + _LOCK_S
+    deadline = time.monotonic() + seconds
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         fd = os.open(path, flags, 0o600)
         try:
-            with suppress(BlockingIOError, FileNotFoundError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(fd), path.stat()):
-                    yield fd
-                    return
+            if _lock(fd, path):
+                yield fd
+                return
         finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child of another thread may have it, too
             os.close(fd)
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path}: another process has it locked")
         time.sleep(0.001)
+
+
+def _lock(fd: int, path: Path) -> bool:
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(fd), path.stat())
+    return False
 
 
 def _read(meeting: int) -> list[_Owner]:
@@ -151,22 +159,26 @@ def _read(meeting: int) -> list[_Owner]:
     return owners
 
 
+def _living(owners: list[_Owner]) -> list[_Owner]:
+    return [owner for owner in owners if os.path.exists(f"/proc/{owner.pid}")]
+
+
 def _write(meeting: int, owners: list[_Owner]) -> None:
-    alive = [owner for owner in owners if os.path.exists(f"/proc/{owner.pid}")]
-    text = "".join(f"{owner.pid} {owner.fd} {owner.inode}\n" for owner in alive)
-    os.ftruncate(meeting, 0)
-    os.pwrite(meeting, text.encode(), 0)
+    text = "".join(f"{owner.pid} {owner.fd} {owner.inode}\n" for owner in owners)
+    os.ftruncate(meeting, os.pwrite(meeting, text.encode(), 0))
 
 
 def _leave(file: Path, me: _Owner) -> None:
     """Let others look elsewhere; a child does not speak for its parent."""
-    os.close(me.fd)
+    with suppress(OSError):  # the program may have closed it
+        if os.fstat(me.fd).st_ino == me.inode and _is_memory(f"/proc/self/fd/{me.fd}"):
+            os.close(me.fd)
     if me.pid != os.getpid():
         return
-    with suppress(OSError), _locked(file) as meeting:
-        others = [owner for owner in _read(meeting) if owner != me]
+    with suppress(OSError), _locked(file, _LEAVE_S) as meeting:
+        others = [owner for owner in _living(_read(meeting)) if owner != me]
         _write(meeting, others)
-        if os.fstat(meeting).st_size == 0:
+        if not others:
             file.unlink()
 
 
@@ -183,17 +195,20 @@ def _make(token: bytes, nbytes: int) -> int:
     return fd
 
 
+def _is_memory(link: str) -> bool:
+    return os.readlink(link).startswith("/memfd:lazymem")
+
+
 def _find(owners: list[_Owner], token: bytes, nbytes: int) -> int | None:
     """Return a descriptor of the memory that one of the processes has."""
     for owner in owners:
         link = f"/proc/{owner.pid}/fd/{owner.fd}"
         with suppress(OSError):  # it has ended, or is not to be looked at
-            if not os.readlink(link).startswith(f"/memfd:{_NAME}"):
+            if not _is_memory(link):
                 continue
-            fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
-            if _is_it(fd, owner, token, nbytes):
-                return fd
-            os.close(fd)
+            with open(link, "r+b", buffering=0) as file:
+                if _is_it(file.fileno(), owner, token, nbytes):
+                    return os.dup(file.fileno())
     return None
 
 

@@ -66,7 +66,7 @@ class RegionStats:
     fills: int
     """Chunks brought to memory, by faults or ahead of them."""
     zero_fills: int
-    """Of these, chunks of zeros, which take no memory."""
+    """Of these, chunks of zeros, which take no memory that is not shared."""
     failures: int
     """Fills that failed."""
     stored_bytes_read: int
@@ -81,7 +81,8 @@ class RegionStats:
     """Of these, such as a run of accesses ended before.  An estimate: when a run has
     ended shows when others have begun."""
     fills_shared: int
-    """Of the fills, chunks that were in memory that another opening shares."""
+    """Of the fills, chunks that were decoded before, in shared memory: by others, or
+    here, before they were evicted."""
 
 
 @dataclass(frozen=True)

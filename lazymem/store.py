@@ -978,6 +978,8 @@ class Store(Mapping[str, LazyArray]):
     def close(self, *, discard: bool = False) -> None:
         """Close the store and free the memory of its arrays at once.
 
+        What is shared with other processes goes with the last array.
+
         Arrays and views that are still held stay valid objects; touching their memory
         raises ClosedError.  Closing twice is allowed.
 
@@ -1216,11 +1218,11 @@ def open(
     shared : bool, optional
         Whether the arrays' memory is shared with all of this user's processes that open
         the same state of the store so, or receive arrays of it: each chunk is decoded
-        by one of them, and in memory once.  For the mode ``"r"``, and without a limit.
-        The memory goes when the last of them has ended, or has closed the store and
-        dropped its arrays; :meth:`LazyArray.evict` only lets go of it here.  Arrays of
-        less than 64 KiB are not shared; where the system can't do it (Linux 5.14 can),
-        none is, and a LazyMemWarning says so.
+        by the one that touches it first, and in memory once.  For the mode ``"r"``, and
+        without a limit, since the memory goes only when the last of them has ended, or
+        has closed the store and dropped its arrays; :meth:`LazyArray.evict` lets go of
+        it here.  Arrays of less than 1 MiB are not shared; where the system can't do it
+        (Linux 5.14 can), none is, and a LazyMemWarning says so.
 
     Returns
     -------

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import lazymem as lm
+from lazymem import _engine
 from tests.faults.test_external import setting
 
 CHUNK = 65536
@@ -47,15 +48,18 @@ try:
 except ValueError as error:
     sys.exit(f"no core files: {error}")
 os.chdir(folder)
-store = lm.open(path, "c")
+store = lm.open(path, {options})
 a = store["a"]
 print(np.asarray(a).ctypes.data, flush=True)
 """
 
 
-def dump(run_python: Run, script: str, path: Path, folder: Path) -> tuple[Path, int]:
+def dump(
+    run_python: Run, script: str, path: Path, folder: Path, options: str = "'c'"
+) -> tuple[Path, int]:
     """Run a script that aborts.  Return its core file, and where its array was."""
-    done = run_python(SCRIPT + script, path, folder)
+    opening = SCRIPT.replace("{options}", options)
+    done = run_python(opening + script, path, folder)
     if done.returncode == 1 and "no core files" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == -signal.SIGABRT, done.stderr
@@ -150,4 +154,24 @@ def test_a_core_dump_of_a_huge_array_takes_what_was_touched(
     found = bytes_at(core, address + size // 2, needle.size)
     assert found == (needle ^ 0xA5).tobytes()
     assert bytes_at(core, address, CHUNK) == bytes(5) + b"\t" + bytes(CHUNK - 6)
+    assert bytes_at(core, address + size // 4, CHUNK) == bytes(CHUNK)
+
+
+@pytest.mark.skipif(
+    "minor_shmem" not in _engine.uffd_features(_engine.uffd_probe().features),
+    reason="this kernel reports no minor faults of shared memory",
+)
+def test_a_core_dump_brings_nothing_of_memory_that_processes_share(
+    tmp_path: Path, folder: Path, rng: np.random.Generator, run_python: Run
+) -> None:
+    size = 2**33
+    needle = rng.integers(0, 256, 4 * CHUNK, "u1")
+    with lm.Writer(tmp_path / "s.lzm") as writer:
+        a = writer.create("a", shape=(size,), dtype="u1", chunk_bytes=CHUNK)
+        a.write(needle, at=size // 2)
+    script = f"a.advise('random')\na[{size // 2} :][:{needle.size}].sum()\n" + ABORT
+    file = tmp_path / "s.lzm"
+    core, address = dump(run_python, script, file, folder, "shared=True")
+    assert core.stat().st_blocks * 512 < 256 << 20
+    assert bytes_at(core, address + size // 2, needle.size) == needle.tobytes()
     assert bytes_at(core, address + size // 4, CHUNK) == bytes(CHUNK)
