@@ -67,9 +67,9 @@ crash: $(VENV)/test.done ## every crash point of the store file: DEPTH=200 image
 	LAZYMEM_CRASH_DEPTH=$(DEPTH) LAZYMEM_CRASH_SEED=$(SEED) \
 	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/crash
 
-stress: $(VENV)/test.done ## everything at once: SECONDS=60 for each layer, SEED= to repeat
+stress: $(VENV)/test.done ## everything at once: SECONDS=60 for each layer, SEED= to repeat; new examples
 	LAZYMEM_STRESS_SECONDS=$(SECONDS) LAZYMEM_STRESS_SEED=$(SEED) \
-	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/stress
+	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/stress tests/property
 
 bench: $(VENV)/bench.done ## measure beside the peers, an hour or more: RESULTS=build/bench
 	mkdir -p $(RESULTS)

@@ -216,15 +216,15 @@ def _chunks(layout: Layout, plan: _Plan, most: int) -> Chunks:
         else:
             unit = math.gcd(unit, step)
             far = _sums(far, np.arange(count) * abs(step))
-    for each in sorted(others, key=lambda each: abs(each.stride)):
-        starts = np.unique(np.concatenate(list(_starts([each], 0))))
+    for group in sorted(others, key=lambda group: max(abs(x.stride) for x in group)):
+        starts = np.unique(np.concatenate(list(_starts(group, 0))))
         base += int(starts[0])
         starts -= starts[0]
         if len(starts) == 1 or int(np.diff(starts).max()) - span < chunk_bytes:
             span += int(starts[-1])
         else:
             far = _sums(far, starts)
-        unit = math.gcd(unit, each.stride)
+        unit = math.gcd(unit, *(each.stride for each in group))
     unit = math.gcd(unit, base)
     blocks = _starts(main, base) if main else iter([np.array([base])])
     spans = (starts for block in blocks for starts in _each_sum(block, far))
@@ -244,11 +244,11 @@ def _upward(slices: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     return ((step, count) for step, count in slices if step != 0 and count > 1)
 
 
-def _joined(parts: list[_Indices]) -> tuple[list[_Indices], list[_Indices]]:
-    """Divide arrays of indices in those to be added up, and those to be crossed.
+def _joined(parts: list[_Indices]) -> tuple[list[_Indices], list[list[_Indices]]]:
+    """Divide arrays of indices in those to be added up, and groups to be crossed.
 
-    The first become equally long.  Of the others, as :func:`numpy.ix_` makes them, each
-    element meets each of the others.
+    The first become equally long, and so do those of a group.  Each sum of one group
+    meets each of the others, as :func:`numpy.ix_` makes them.
     """
     if len(parts) == 1:
         return [parts[0]._replace(values=parts[0].values.reshape(-1))], []
@@ -269,9 +269,14 @@ def _joined(parts: list[_Indices]) -> tuple[list[_Indices], list[_Indices]]:
             each._replace(values=np.broadcast_to(each.values, shape).reshape(-1))
             for each in parts
         ], []
-    if count != math.prod(array.size for array in arrays):
+    groups: dict[tuple[int, ...], list[_Indices]] = {}
+    for each in parts:  # that are as long along the same axes
+        axes = tuple(i for i, n in enumerate(each.values.shape[::-1]) if n != 1)
+        flat = each._replace(values=each.values.reshape(-1))
+        groups.setdefault(axes, []).append(flat)
+    if count != math.prod(group[0].values.size for group in groups.values()):
         raise _Unknown
-    return [], [each._replace(values=each.values.reshape(-1)) for each in parts]
+    return [], list(groups.values())
 
 
 def _starts(parts: list[_Indices], base: int) -> Iterator[Offsets]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 
 from lazymem import _engine
 from tests.engine.build import engine  # noqa: F401 - a fixture
@@ -27,6 +28,11 @@ LIBC.madvise.argtypes = LIBC.mprotect.argtypes = [_ADDR, _BYTES, _INT]
 LIBC.mlock.argtypes = LIBC.munlock.argtypes = LIBC.munmap.argtypes = [_ADDR, _BYTES]
 LIBC.mincore.argtypes = [_ADDR, _BYTES, ctypes.c_void_p]
 LIBC.mremap.argtypes, LIBC.mremap.restype = [_ADDR, _BYTES, _BYTES, _INT], _ADDR
+
+# The same examples each time, but where others are asked for: `make stress`.
+settings.register_profile("repeatable", derandomize=True)
+if "LAZYMEM_STRESS_SECONDS" not in os.environ:
+    settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
