@@ -67,7 +67,7 @@ crash: $(VENV)/test.done ## every crash point of the store file: DEPTH=200 image
 	LAZYMEM_CRASH_DEPTH=$(DEPTH) LAZYMEM_CRASH_SEED=$(SEED) \
 	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/crash
 
-stress: $(VENV)/test.done ## everything at once: SECONDS=60 for each layer, SEED= to repeat; new examples
+stress: $(VENV)/test.done ## everything at once, and new examples: SECONDS=60 for each layer, SEED= to repeat
 	LAZYMEM_STRESS_SECONDS=$(SECONDS) LAZYMEM_STRESS_SEED=$(SEED) \
 	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/stress tests/property
 
