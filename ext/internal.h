@@ -772,6 +772,7 @@ int lm__uffd_can_poison(void);
 int lm__uffd_can_move(void);
 int lm__uffd_can_hugetlb(void);
 int lm__uffd_can_share(void);
+int lm__uffd_has_moved(void); /* 1 if the program has moved memory that is registered */
 void lm__uffd_stats(struct lm_pager_stats *out);
 #ifdef LM_CHECKS
 /* For tests: let the next start ask for these features too. */

@@ -12,6 +12,9 @@
  * (S2) The bytes of a FILLED chunk do not change, nor go.  Two who fill the same chunk write the
  *      same bytes, and neither waits for the other, who may have been stopped.
  *
+ * (S3) Where the program has moved registered memory, by mremap(), an address may be another
+ *      object's: nothing is filled any more.
+ *
  * The file lasts as long as a mapping of it.  Its descriptor is not needed after open.
  */
 #define _GNU_SOURCE
@@ -185,18 +188,25 @@ static void change(const lm_region *r, uint64_t chunk_idx, uint8_t from, uint8_t
     lm_cas_acq_rel(&r->share.states[chunk_idx], &from, to);
 }
 
+static int fail(const lm_region *r, uint64_t chunk_idx, struct lm_error cause,
+                struct lm_error *err)
+{
+    lm__region_blame(r, chunk_idx, &cause);
+    return lm__fail(err, cause);
+}
+
 int lm__share_begin(lm_region *r, uint64_t chunk_idx, struct lm_error *err)
 {
     if (!r->share.states)
         return 1;
+    if (lm__uffd_has_moved())
+        return fail(r, chunk_idx, lm__error(LM_E_LOST_MAPPING, "mapping"), err);
     void *page = (void *)lm__round_down((uintptr_t)&r->share.states[chunk_idx],
                                         lm__page_bytes());
     if (!has_state(r, chunk_idx) &&
-        madvise(page, lm__page_bytes(), MADV_POPULATE_WRITE) < 0) {
-        struct lm_error cause = lm__error(-ENOMEM, "memory for the chunk's state");
-        lm__region_blame(r, chunk_idx, &cause);
-        return lm__fail(err, cause);
-    }
+        madvise(page, lm__page_bytes(), MADV_POPULATE_WRITE) < 0)
+        return fail(r, chunk_idx, lm__error(-ENOMEM, "memory for the chunk's state"),
+                    err);
     change(r, chunk_idx, EMPTY, BEGUN);
     if (!is_filled(r, chunk_idx))
         return 1;
@@ -265,7 +275,7 @@ enum lm__install lm__share_install(const lm_region *r, uint64_t chunk_idx,
         answer =
             install(r, (struct lm__span){left.addr, done}, bytes ? bytes : lm__zeros);
     }
-    if (answer == LM_INSTALLED)
+    if (answer == LM_INSTALLED && !lm__uffd_has_moved())
         lm_store_release(&r->share.states[chunk_idx], FILLED);
     return answer;
 }

@@ -10,6 +10,7 @@
 #define UFFD_API                          0xAAull
 #define UFFD_USER_MODE_ONLY               1
 #define UFFD_EVENT_PAGEFAULT              0x12
+#define UFFD_EVENT_REMAP                  0x14
 #define UFFD_PAGEFAULT_FLAG_WRITE         1ull
 #define UFFD_PAGEFAULT_FLAG_WP            2ull
 #define UFFDIO_REGISTER_MODE_MISSING      1ull

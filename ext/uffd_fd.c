@@ -165,6 +165,9 @@ void lm__uffd_fork_done(void) { pthread_mutex_unlock(&g_fetch_lock); }
 /* ---- events ------------------------------------------------------------------------------------ */
 
 static _Atomic uint64_t g_events;
+static _Atomic int g_has_moved;
+
+int lm__uffd_has_moved(void) { return lm_load_relaxed(&g_has_moved); }
 
 uint64_t lm__uffd_events(void) { return lm_load_relaxed(&g_events); }
 
@@ -186,6 +189,8 @@ int lm__uffd_read(struct lm__fault *out)
             };
             return 0;
         }
+        if (got == (ssize_t)sizeof msg && msg.event == UFFD_EVENT_REMAP)
+            lm_store_relaxed(&g_has_moved, 1);
         if (got < 0 && errno == EAGAIN)
             return -EAGAIN;
         /* Else a signal, another event, or a stranger's file: the next round tells. */

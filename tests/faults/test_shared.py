@@ -629,6 +629,45 @@ def test_a_store_that_is_closed_amid_faults(path: Path) -> None:
             np.testing.assert_array_equal(kept["a"], A)
 
 
+SWAP = """
+import ctypes, mmap, os, sys
+import numpy as np, lazymem as lm
+from tests.conftest import LIBC
+store = lm.open(sys.argv[1], shared=True)
+lazy = [store[name] for name in "ab"]
+a, b = (np.asarray(x) for x in lazy)
+a[0, :100].sum()
+def move(old, new):  # MREMAP_MAYMOVE | MREMAP_FIXED
+    assert LIBC.mremap(old, a.nbytes, a.nbytes, 3, new) == new
+LIBC.mremap.argtypes = [ctypes.c_void_p] + [ctypes.c_size_t] * 2 + [
+    ctypes.c_int, ctypes.c_void_p]
+between = mmap.mmap(-1, a.nbytes)
+spare = ctypes.addressof(ctypes.c_char.from_buffer(between))
+move(a.ctypes.data, spare)
+move(b.ctypes.data, a.ctypes.data)
+move(spare, b.ctypes.data)
+for array in lazy:
+    try:
+        array[40:].sum()
+    except lm.FillError as error:
+        print(error.name, error.chunk_idx >= 160, flush=True)
+os._exit(0)  # the end of `between` would unmap what has taken its place since
+"""
+
+
+def test_memory_that_mremap_swaps_is_false_nowhere(
+    tmp_path: Path, run_python: Any
+) -> None:
+    file = tmp_path / "two.lzm"
+    lm.save(file, a=A, b=A + 1, chunk_bytes=CHUNK)
+    with lm.open(file, shared=True) as store:
+        a, b = store["a"], store["b"]
+        done = run_python(SWAP, file)
+        assert done.stdout == "a True\nb True\n", done.stderr
+        np.testing.assert_array_equal(a, A)
+        np.testing.assert_array_equal(b, A + 1)
+
+
 LOSE = """
 import gc, os, sys
 import numpy as np
