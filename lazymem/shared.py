@@ -62,6 +62,7 @@ class SharedMemory:
             owners = _read(meeting)
             fd = _find(owners, token, nbytes)
             if fd is None:
+                _sweep(file.parent)
                 owners, fd = _living(owners), _make(token, nbytes)
             try:
                 self._handle = _engine.SharedHandle(fd, states_bytes)
@@ -180,6 +181,14 @@ def _leave(file: Path, me: _Owner) -> None:
         _write(meeting, others)
         if not others:
             file.unlink()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the files of processes that could not do it themselves."""
+    for file in folder.glob("*.shared"):
+        with suppress(OSError), _locked(file, 0) as meeting:  # not our own
+            if not _living(_read(meeting)):
+                file.unlink()
 
 
 # ---- the memory ----------------------------------------------------------------------

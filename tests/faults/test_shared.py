@@ -260,6 +260,10 @@ def test_an_array_keeps_the_memory_that_others_look_for(path: Path) -> None:
 
 
 def test_who_was_killed_is_not_looked_for(path: Path) -> None:
+    (shared._folder() / f"{'0' * 32}.shared").write_text("4194305 3 1\n")  # no such pid
+    with lm.open(path, shared=True) as store:
+        store["a"]
+        assert not [file for file in meetings() if file.stem == "0" * 32]
     before = meetings()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, begin, (path,)) as pool:
