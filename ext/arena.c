@@ -60,7 +60,7 @@ static int arena_map(struct lm__arena *a, const lm_region *r)
 {
     void *p;
     if (a->is_shared) {
-        p = lm__share_map(r);
+        p = lm__share_map(r, 0, r->bytes, PROT_NONE);
     } else if (a->page_shift == lm__log2(lm__page_bytes())) {
         size_t align = a->bytes < LM_HUGE_BYTES ? lm__page_bytes() : LM_HUGE_BYTES;
         p = lm__pages_reserve(a->bytes, align, PROT_NONE);

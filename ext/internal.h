@@ -9,7 +9,7 @@
  *   spill.c     chunks.c     keeper.c uffd_open.c uffd_fd.c uffd.c
  *   failure.c interrupt.c
  *   shared.c     gate.c     queues.c budget.c     arena.c region.c region_fork.c     waiters.c     kept.c     writegate.c
- *   copying.c     evict.c     fill.c     freeze.c
+ *   copying.c     shared_fill.c     evict.c     fill.c     freeze.c
  *   workers.c     dirty.c prefetch.c     ahead.c
  *   ones.c     fault.c
  *   pager.c
@@ -1066,19 +1066,10 @@ void lm__writes_resume(lm_region *region);
 
 /* The region has its memory where the options say.  0 or -EINVAL. */
 int lm__share_join(lm_region *region, const struct lm_region_options *options);
-void lm__share_leave(lm_region *region);      /* if it has joined */
-void *lm__share_map(const lm_region *region); /* inaccessible; NULL with errno */
-/* A chunk is about to be filled.  1: it is to be decoded first; 0: another process has; or an
- * error. */
-int lm__share_begin(lm_region *region, uint64_t chunk_idx, struct lm_error *err);
-void lm__share_give_up(const lm_region *region, uint64_t chunk_idx);
-int lm__share_is_begun(const lm_region *region, uint64_t chunk_idx); /* by anybody */
-/* Install a chunk that was begun; `bytes` is NULL if it is zero, or needed no decoding. */
-enum lm__install lm__share_install(const lm_region *region, uint64_t chunk_idx,
-                                   const uint8_t *bytes);
-/* Install false bytes, or whatever is there: who reads it has an error. */
-enum lm__install lm__share_install_false(uintptr_t addr, const uint8_t *bytes,
-                                         size_t count);
+void lm__share_leave(lm_region *region); /* if it has joined */
+/* Another mapping of a part of it.  NULL with errno. */
+void *lm__share_map(const lm_region *region, size_t offset, size_t bytes,
+                    int protection);
 
 /* ---- gate.c ---------------------------------------------------------------------------------------------- */
 
@@ -1175,6 +1166,20 @@ int lm__budget_take_spill_error(
 int lm__budget_join(lm_region *region, lm_budget *budget);
 /* Nothing of the region is charged any more, nor will be. */
 void lm__budget_release(lm_region *region);
+
+/* ---- shared_fill.c -------------------------------------------------------------------------------------- */
+
+/* A chunk is about to be filled.  1: it is to be decoded first; 0: another process has; or an
+ * error. */
+int lm__share_begin(lm_region *region, uint64_t chunk_idx, struct lm_error *err);
+void lm__share_give_up(const lm_region *region, uint64_t chunk_idx);
+int lm__share_is_begun(const lm_region *region, uint64_t chunk_idx); /* by anybody */
+/* Install a chunk that was begun; `bytes` is NULL if it is zero, or needed no decoding. */
+enum lm__install lm__share_install(const lm_region *region, uint64_t chunk_idx,
+                                   const uint8_t *bytes);
+/* Install false bytes, or whatever is there: who reads it has an error. */
+enum lm__install lm__share_install_false(uintptr_t addr, const uint8_t *bytes,
+                                         size_t count);
 
 /* ---- evict.c --------------------------------------------------------------------------------------------- */
 
