@@ -92,7 +92,7 @@ static int arena_new(const lm_region *r, size_t bytes, unsigned slot_shift,
     a->slot_shift = slot_shift;
     a->page_shift = r->page_shift;
     a->is_tracked = r->tracking == LM_TRACK_PROTECT;
-    a->is_shared = r->share.shared != NULL;
+    a->is_shared = lm__region_is_shared(r);
     a->slots = bytes >> slot_shift ? bytes >> slot_shift : 1;
     a->regions = calloc(a->slots, sizeof a->regions[0]);
     a->free_slots = malloc(a->slots * sizeof a->free_slots[0]);
@@ -196,8 +196,8 @@ static int slot_take_locked(struct lm__arena *a, lm_region *r)
 
 int lm__slot_take(lm_region *r)
 {
-    int is_one_of_many =
-        r->bytes <= SLOT_BYTES_MAX && !lm__region_is_hugetlb(r) && !r->share.shared;
+    int is_one_of_many = r->bytes <= SLOT_BYTES_MAX && !lm__region_is_hugetlb(r) &&
+                         !lm__region_is_shared(r);
     unsigned slot_shift = 63; /* of an arena that is one slot */
     if (is_one_of_many)
         for (slot_shift = lm__log2(lm__page_bytes());

@@ -94,7 +94,7 @@ static enum lm__install install_once(const lm_region *r, struct lm__span span,
                                      struct manner *manner)
 {
     int protect = r->tracking == LM_TRACK_PROTECT && !manner->is_written;
-    if (r->share.shared)
+    if (lm__region_is_shared(r))
         return lm__share_install(r, (span.addr - r->addr) >> r->chunk_shift,
                                  block->data);
     if (block->is_zero && !lm__region_is_hugetlb(r)) {

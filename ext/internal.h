@@ -981,10 +981,15 @@ static inline int lm__region_is_hugetlb(const lm_region *r)
 {
     return lm__region_page_bytes(r) != lm__page_bytes();
 }
+static inline int lm__region_is_shared(const lm_region *r)
+{
+    return r->share.shared != NULL;
+}
 /* 1 if a touch of the page is no fault. */
 static inline int lm__region_has_page(const lm_region *r, uintptr_t addr)
 {
-    return r->share.shared ? lm__page_is_mapped(addr) : lm__page_is_present(addr);
+    return lm__region_is_shared(r) ? lm__page_is_mapped(addr)
+                                   : lm__page_is_present(addr);
 }
 /* Huge pages can be moved into it. */
 int lm__region_can_move(const lm_region *region);
@@ -1178,8 +1183,8 @@ int lm__share_is_begun(const lm_region *region, uint64_t chunk_idx); /* by anybo
 enum lm__install lm__share_install(const lm_region *region, uint64_t chunk_idx,
                                    const uint8_t *bytes);
 /* Install false bytes, or whatever is there: who reads it has an error. */
-enum lm__install lm__share_install_false(uintptr_t addr, const uint8_t *bytes,
-                                         size_t count);
+enum lm__install lm__share_install_false(const lm_region *region, struct lm__span span,
+                                         const uint8_t *bytes);
 
 /* ---- evict.c --------------------------------------------------------------------------------------------- */
 

@@ -88,8 +88,9 @@ static int is_installed(const struct ones *ones, uintptr_t addr, size_t bytes)
     if (ones->bytes && ones->is_protected)
         answer =
             lm__uffd_copy_protected(addr, ones->bytes, bytes, ones->region->page_shift);
-    else if (ones->bytes && ones->region->share.shared)
-        answer = lm__share_install_false(addr, ones->bytes, bytes);
+    else if (ones->bytes && lm__region_is_shared(ones->region))
+        answer = lm__share_install_false(ones->region, (struct lm__span){addr, bytes},
+                                         ones->bytes);
     else if (ones->bytes && lm__region_is_hugetlb(ones->region))
         answer = lm__uffd_copy_huge(addr, ones->bytes, bytes, ones->region->page_shift);
     else if (ones->bytes)
@@ -119,7 +120,7 @@ static void ones_take_back(const struct ones *ones, int are_there)
 {
     struct lm__span span = ones->span;
     size_t page_bytes = lm__region_page_bytes(ones->region);
-    if (are_there || ones->region->share.shared) {
+    if (are_there || lm__region_is_shared(ones->region)) {
         lm__pages_drop(span.addr, span.bytes);
         return;
     }

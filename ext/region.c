@@ -232,8 +232,8 @@ size_t lm__region_chunk_bytes(const lm_region *r, uint64_t chunk_idx)
 int lm__region_can_move(const lm_region *r)
 {
     return r->addr % LM_HUGE_BYTES == 0 && !lm__region_is_hugetlb(r) &&
-           !r->share.shared && r->tracking == LM_TRACK_NONE && lm__uffd_can_move() &&
-           lm__pages_can_be_huge();
+           !lm__region_is_shared(r) && r->tracking == LM_TRACK_NONE &&
+           lm__uffd_can_move() && lm__pages_can_be_huge();
 }
 
 void lm__region_blame(const lm_region *r, uint64_t chunk_idx, struct lm_error *err)

@@ -124,7 +124,7 @@ int lm__share_join(lm_region *r, const struct lm_region_options *options)
 
 void lm__share_leave(lm_region *r)
 {
-    if (r->share.shared)
+    if (lm__region_is_shared(r))
         lm_shared_close(r->share.shared);
 }
 

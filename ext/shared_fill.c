@@ -38,7 +38,7 @@ static int is_filled(const lm_region *r, uint64_t chunk_idx)
 
 int lm__share_is_begun(const lm_region *r, uint64_t chunk_idx)
 {
-    return r->share.states && has_state(r, chunk_idx) &&
+    return lm__region_is_shared(r) && has_state(r, chunk_idx) &&
            lm_load_relaxed(&r->share.states[chunk_idx]) == BEGUN;
 }
 
@@ -56,7 +56,7 @@ static int fail(const lm_region *r, uint64_t chunk_idx, struct lm_error cause,
 
 int lm__share_begin(lm_region *r, uint64_t chunk_idx, struct lm_error *err)
 {
-    if (!r->share.states)
+    if (!lm__region_is_shared(r))
         return 1;
     if (lm__uffd_has_moved())
         return fail(r, chunk_idx, lm__error(LM_E_LOST_MAPPING, "mapping"), err);
@@ -75,7 +75,7 @@ int lm__share_begin(lm_region *r, uint64_t chunk_idx, struct lm_error *err)
 
 void lm__share_give_up(const lm_region *r, uint64_t chunk_idx)
 {
-    if (r->share.states && has_state(r, chunk_idx))
+    if (lm__region_is_shared(r) && has_state(r, chunk_idx))
         change(r, chunk_idx, BEGUN, EMPTY);
 }
 
@@ -91,33 +91,32 @@ static int overwrite(const lm_region *r, uintptr_t addr, const uint8_t *bytes)
     return 0;
 }
 
-static enum lm__install install_page(const lm_region *r, uintptr_t addr,
-                                     const uint8_t *bytes)
+/* Pages of which some may be there; they are left as they are if nothing is to be believed. */
+static enum lm__install install_pages(const lm_region *r, struct lm__span span,
+                                      const uint8_t *bytes, int is_false)
 {
-    int is_there = 0;
-    enum lm__install answer =
-        lm__uffd_copy_absent(addr, bytes, lm__page_bytes(), &is_there);
-    if (!is_there)
-        return answer;
-    if (overwrite(r, addr, bytes) != 0)
-        return LM_NO_MEMORY;
-    return lm__uffd_continue(addr, lm__page_bytes());
+    size_t page_bytes = lm__page_bytes();
+    enum lm__install answer = LM_INSTALLED;
+    for (size_t at = 0; at < span.bytes && answer == LM_INSTALLED; at += page_bytes) {
+        int is_there = 0;
+        answer =
+            lm__uffd_copy_absent(span.addr + at, bytes + at, page_bytes, &is_there);
+        if (is_there && !is_false && overwrite(r, span.addr + at, bytes + at) != 0)
+            return LM_NO_MEMORY;
+        if (is_there)
+            answer = lm__uffd_continue(span.addr + at, page_bytes);
+    }
+    return answer;
 }
 
-/* Pages of a chunk that nobody has filled; few of them, if any, are there. */
+/* Nearly always none of them is there. */
 static enum lm__install install(const lm_region *r, struct lm__span span,
                                 const uint8_t *bytes)
 {
     int is_there = 0;
-    size_t page_bytes = lm__page_bytes();
     enum lm__install answer =
         lm__uffd_copy_absent(span.addr, bytes, span.bytes, &is_there);
-    if (!is_there)
-        return answer;
-    answer = LM_INSTALLED;
-    for (size_t at = 0; at < span.bytes && answer == LM_INSTALLED; at += page_bytes)
-        answer = install_page(r, span.addr + at, bytes + at);
-    return answer;
+    return is_there ? install_pages(r, span, bytes, 0) : answer;
 }
 
 enum lm__install lm__share_install(const lm_region *r, uint64_t chunk_idx,
@@ -138,18 +137,8 @@ enum lm__install lm__share_install(const lm_region *r, uint64_t chunk_idx,
     return answer;
 }
 
-enum lm__install lm__share_install_false(uintptr_t addr, const uint8_t *bytes,
-                                         size_t count)
+enum lm__install lm__share_install_false(const lm_region *r, struct lm__span span,
+                                         const uint8_t *bytes)
 {
-    size_t page_bytes = lm__page_bytes();
-    for (size_t done = 0; done < count; done += page_bytes) {
-        int is_there = 0;
-        enum lm__install answer =
-            lm__uffd_copy_absent(addr + done, bytes + done, page_bytes, &is_there);
-        if (is_there)
-            answer = lm__uffd_continue(addr + done, page_bytes);
-        if (answer != LM_INSTALLED)
-            return answer;
-    }
-    return LM_INSTALLED;
+    return install_pages(r, span, bytes, 1);
 }

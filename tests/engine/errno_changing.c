@@ -34,6 +34,13 @@ static void *zero(void *verdict)
     return NULL;
 }
 
+static void *map(void *verdict)
+{
+    *(enum lm__install *)verdict = lm__uffd_continue((uintptr_t)g_to, 2 * g_page);
+    lm_store_seq_cst(&g_is_over, 1);
+    return NULL;
+}
+
 /* Read the one event that waits, behind the engine's back. */
 static void read_event(unsigned wanted)
 {
@@ -67,7 +74,7 @@ static void goes_on_when_the_change_is_over(void *(*run)(void *), uint8_t wanted
         lm_pager_stats(&now);
     while (now.eagain < since.eagain + 2 && !lm_load_seq_cst(&g_is_over));
     CHECK(!lm_load_seq_cst(&g_is_over)); /* refused, and refused again */
-    CHECK(!test_is_present(g_to));
+    CHECK(!lm__page_is_mapped((uintptr_t)g_to));
     change_end(changer);
     pthread_join(installer, NULL);
     CHECK_EQ(verdict, LM_INSTALLED);
@@ -77,12 +84,26 @@ static void goes_on_when_the_change_is_over(void *(*run)(void *), uint8_t wanted
     CHECK_EQ(now.refused, since.refused);
 }
 
-/* mmap-changing of the kernel's selftests, for the two requests that the engine makes. */
+/* mmap-changing of the kernel's selftests, for the three requests that must be answered. */
 static void test_mmap_changing_copy(void) { goes_on_when_the_change_is_over(copy, 11); }
 
 static void test_mmap_changing_zeropage(void)
 {
     goes_on_when_the_change_is_over(zero, 0);
+}
+
+static void test_mmap_changing_continue(void)
+{
+    int memory = lm_shared_make(8 * g_page);
+    CHECK(memory >= 0);
+    CHECK_EQ(lm__io_pwrite(memory, 0, 8 * g_page, g_from), 0);
+    g_to = mmap(NULL, 8 * g_page, PROT_READ, MAP_SHARED, memory, 0);
+    CHECK(g_to != MAP_FAILED);
+    CHECK_EQ(lm__uffd_register_shared((uintptr_t)g_to, 8 * g_page), 0);
+    goes_on_when_the_change_is_over(map, 11);
+    test_uffd_unregister(test_uffd_of_engine(), g_to, 8 * g_page);
+    test_pages_free(g_to, 8);
+    close(memory);
 }
 
 static void test_change_without_end_is_given_up(void)
@@ -118,6 +139,8 @@ static int without_handlers(void *unused)
     with_fresh_pages(test_mmap_changing_copy);
     with_fresh_pages(test_mmap_changing_zeropage);
     with_fresh_pages(test_change_without_end_is_given_up);
+    if (lm__uffd_can_share())
+        test_mmap_changing_continue();
     return TEST_OK;
 }
 

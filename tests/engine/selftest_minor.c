@@ -94,6 +94,10 @@ static void test_minor(void)
     CHECK_EQ(madvise(lm_region_addr(g_one), 3 * g_chunk, MADV_DONTNEED), 0);
     read_chunks(g_one, 0, 4);
     CHECK_EQ(test_answers(&since).copies, 0);
+    uint8_t *page = (uint8_t *)lm_region_addr(g_one) + 9 * g_chunk + g_page;
+    CHECK_EQ(madvise(page, g_page, MADV_DONTNEED), 0);
+    read_chunks(g_one, 9, 1);
+    CHECK_ANSWERS(&since, .eexist = CHUNK_PAGES - 1, .eagain_partial = 1);
     end();
 }
 
@@ -123,19 +127,30 @@ static void test_it_can_not_be_written_to(void)
     end();
 }
 
+/* The filling of a chunk, held when it has been decoded. */
+static void hold_decoded(struct test_toucher *touch, const lm_region *r, size_t chunk)
+{
+    test_hold("install");
+    test_touch_start(touch, chunk_of(r, chunk));
+    test_await_held();
+}
+
+static void go_on(struct test_toucher *touch, size_t chunk)
+{
+    test_let_go();
+    test_touch_end(touch);
+    CHECK_EQ(touch->got, right(chunk)[0]);
+}
+
 /* Both have decoded the chunk, and one is held before it installs it. */
 static void test_both_at_the_same_time(void)
 {
     struct test_toucher touch;
     begin();
     if (test_two_handlers(g_one)) {
-        test_hold("install");
-        test_touch_start(&touch, chunk_of(g_two, 7));
-        test_await_held();
+        hold_decoded(&touch, g_two, 7);
         read_chunks(g_one, 7, 1);
-        test_let_go();
-        test_touch_end(&touch);
-        CHECK_EQ(touch.got, right(7)[0]);
+        go_on(&touch, 7);
         read_chunks(g_two, 7, 1);
         check_fills(g_two, 1, 0);
     }
@@ -149,15 +164,11 @@ static void test_pages_that_come_to_be(void)
     begin();
     for (size_t page = 0; page < CHUNK_PAGES; page++) {
         size_t chunk = 8 + page;
-        test_hold("install");
-        test_touch_start(&touch, chunk_of(g_one, chunk));
-        test_await_held();
+        hold_decoded(&touch, g_one, chunk);
         CHECK_EQ(pwrite(g_memory, "false", 5,
                         (off_t)(OFFSET + chunk * g_chunk + page * g_page)),
                  5);
-        test_let_go();
-        test_touch_end(&touch);
-        CHECK_EQ(touch.got, right(chunk)[0]);
+        go_on(&touch, chunk);
         read_chunks(g_one, chunk, 1);
         read_chunks(g_two, chunk, 1);
     }
@@ -183,17 +194,13 @@ static void test_false_bytes_stay_where_the_error_is(void)
     }
     /* They are there while the other one fills the chunk. */
     if (test_two_handlers(g_one)) {
-        test_hold("install");
-        test_touch_start(&touch, chunk_of(g_two, 30));
-        test_await_held();
+        hold_decoded(&touch, g_two, 30);
         lm_inject(LM_INJECT_READ, 0, -1, ENXIO);
         CHECK_EQ(*chunk_of(g_one, 30), 0xFF);
         lm_inject(LM_INJECT_READ, 0, 0, 0);
         CHECK_EQ(lm_failure_take(test_tid(), &err), 1);
         lm_region_settle(g_one);
-        test_let_go();
-        test_touch_end(&touch);
-        CHECK_EQ(touch.got, right(30)[0]);
+        go_on(&touch, 30);
         read_chunks(g_two, 30, 1);
         read_chunks(g_one, 30, 1);
     }
