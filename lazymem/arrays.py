@@ -227,7 +227,7 @@ class OpenArrays:
                 and isinstance(exc, UnsupportedKernelError)
                 and _engine.has_pager()
             ):
-                _warn_alone(exc)
+                _warn_alone(exc, stacklevel=6)
                 self._shared = None
                 return self._open_region(obj)
             if self._pages != "auto" or not _engine.has_pager():
@@ -242,7 +242,7 @@ class OpenArrays:
             try:
                 self._shared = self._join()
             except OSError as exc:
-                _warn_alone(exc)
+                _warn_alone(exc, stacklevel=7)
             self._join = None
         return self._shared.place(name) if self._shared else None
 
@@ -257,6 +257,8 @@ def _living() -> list[OpenArrays]:
 
 def set_limit(limit: Limit) -> None:
     """Bound the memory of the arrays of all stores that have no limit of their own.
+
+    Those that were opened with ``shared=True`` are not bound.
 
     Parameters
     ----------
@@ -321,11 +323,11 @@ def _warn_fallback(reason: UnsupportedKernelError, mode: Mode) -> None:
     )
 
 
-def _warn_alone(reason: Exception) -> None:
+def _warn_alone(reason: Exception, stacklevel: int) -> None:
     warnings.warn(
         f"shared=True: this process has memory of its own: {reason}",
         LazyMemWarning,
-        stacklevel=6,
+        stacklevel,
     )
 
 

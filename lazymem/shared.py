@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from lazymem.reference import Origin
-
 _NBYTES_MIN = 1 << 20
 """Smaller objects are not worth a mapping of their own, of 65,530 that there may be."""
 _NBYTES_MAX = 1 << 47
@@ -42,8 +40,10 @@ class SharedMemory:
 
     Parameters
     ----------
-    origin : Origin
-        The state.
+    path : str
+        The store's file, for errors.
+    state : tuple
+        What tells the state from all others.
     objects : mapping
         The entries of its manifest.
 
@@ -53,10 +53,11 @@ class SharedMemory:
         If there is no place to meet, or no such memory.
     """
 
-    def __init__(self, origin: Origin, objects: Mapping[str, Any]) -> None:
-        self._places, states_bytes, nbytes = _lay_out(origin.path, objects)
-        key = (origin.store_id, origin.offset, origin.time_ns, self._places)
-        token = hashlib.sha256(repr(key).encode()).digest()
+    def __init__(
+        self, path: str, state: tuple[Any, ...], objects: Mapping[str, Any]
+    ) -> None:
+        self._places, states_bytes, nbytes = _lay_out(path, objects)
+        token = hashlib.sha256(repr((state, self._places)).encode()).digest()
         file = _folder() / f"{token.hex()[:32]}.shared"
         with _locked(file, _LOCK_S) as meeting:
             owners = _read(meeting)
@@ -68,8 +69,10 @@ class SharedMemory:
                 self._handle = _engine.SharedHandle(fd, states_bytes)
                 self.me = _Owner(os.getpid(), fd, os.fstat(fd).st_ino)
                 _write(meeting, [*owners, self.me])
-            except BaseException:
+            except BaseException as exc:
                 os.close(fd)
+                if isinstance(exc, OSError) and exc.filename is None:
+                    exc.filename = str(file)
                 raise
         weakref.finalize(self, _leave, file, self.me)
 

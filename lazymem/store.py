@@ -1017,7 +1017,8 @@ class Store(Mapping[str, LazyArray]):
         names = ", ".join(map(repr, list(self)[:_LISTED_IN_REPR]))
         more = len(self) - _LISTED_IN_REPR
         tail = f", and {more} more" if more > 0 else ""
-        state = "closed" if self._closed else f"mode {self.mode!r}"
+        shared = ", shared" if self._arrays.is_shared else ""
+        state = "closed" if self._closed else f"mode {self.mode!r}{shared}"
         return f"<Store {self._path!r}, {state}: {names}{tail}>"
 
     # ---- inside ----------------------------------------------------------------------
@@ -1275,7 +1276,9 @@ def open(
         record_path(path, warm)
     if shared and (mode != "r" or limit is not None or pages is not None):
         raise ValueError(
-            "shared=True is for the mode 'r', and for ordinary pages without a limit"
+            f"shared=True is not for mode={mode!r}, limit={limit!r}, pages={pages!r}: "
+            "processes that share memory only read it, in ordinary pages, and none may "
+            "drop what another one needs"
         )
     file = os.path.abspath(path)
     _engine.start_pager()  # its threads get ready while the file is looked at
@@ -1295,7 +1298,8 @@ def open(
 def _join(origin: Origin, objects: Mapping[str, Any]) -> SharedMemory:
     from lazymem.shared import SharedMemory  # not for those that share nothing
 
-    return SharedMemory(origin, objects)
+    state = (origin.store_id, origin.offset, origin.time_ns)
+    return SharedMemory(origin.path, state, objects)
 
 
 def _warm() -> None:

@@ -197,7 +197,7 @@ def test_small_and_empty_arrays_have_memory_of_their_own(tmp_path: Path) -> None
     "options", [{"mode": "c"}, {"mode": "r+"}, {"limit": "64 MiB"}, {"pages": "2M"}]
 )
 def test_what_can_not_be_shared(path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="shared=True is for the mode 'r'"):
+    with pytest.raises(ValueError, match="shared=True is not for mode"):
         lm.open(path, shared=True, **options)
 
 
@@ -329,8 +329,11 @@ def test_a_folder_that_others_may_write_to_is_no_place_to_meet(
     (tmp_path / "open").chmod(0o777)
     monkeypatch.setattr(shared.runtime, "folders", lambda: [tmp_path / "open"])
     with lm.open(path, shared=True) as store:
-        with pytest.warns(lm.LazyMemWarning, match="no folder of this user alone"):
+        assert "mode 'r', shared: 'a'" in repr(store)
+        with pytest.warns(lm.LazyMemWarning, match="no folder of this user") as caught:
             a = store["a"]
+        assert "mode 'r': 'a'" in repr(store)
+        assert caught[0].filename == __file__
         np.testing.assert_array_equal(a, A)
         assert not store["z"].any()  # the warning comes once
         store.limit = "16 MiB"

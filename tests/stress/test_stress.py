@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Does everything hold when everything happens at once, for a few seconds?
 
-``make stress`` runs the same for longer: ``LAZYMEM_STRESS_SECONDS`` for each of both,
+``make stress`` runs the same for longer: ``LAZYMEM_STRESS_SECONDS`` for each,
 ``LAZYMEM_STRESS_SEED`` for what they do.
 """
 
@@ -44,6 +44,7 @@ def test_stress_of_the_engine(engine: Engine) -> None:
     run(engine.program(HERE / "stress.c"), **environment(engine.folder))
 
 
-def test_stress_from_python() -> None:
+@pytest.mark.parametrize("script", ["stress.py", "shared.py"])
+def test_stress_from_python(script: str) -> None:
     python = [sys.executable, "-X", "faulthandler"]
-    run(*python, HERE / "stress.py", PYTHONPATH=str(ROOT))
+    run(*python, HERE / script, PYTHONPATH=str(ROOT))
