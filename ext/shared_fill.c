@@ -19,17 +19,7 @@
 
 #include "internal.h"
 
-#ifndef MADV_POPULATE_WRITE /* since Linux 5.14, as minor faults */
-#define MADV_POPULATE_WRITE 23
-#endif
-
 enum { EMPTY = 0, BEGUN, FILLED };
-
-/* Whether the state can be looked at without taking memory, for want of which that is SIGBUS. */
-static int has_state(const lm_region *r, uint64_t chunk_idx)
-{
-    return lm__page_is_present((uintptr_t)&r->share.states[chunk_idx]);
-}
 
 static int is_filled(const lm_region *r, uint64_t chunk_idx)
 {
@@ -38,7 +28,7 @@ static int is_filled(const lm_region *r, uint64_t chunk_idx)
 
 int lm__share_is_begun(const lm_region *r, uint64_t chunk_idx)
 {
-    return lm__region_is_shared(r) && has_state(r, chunk_idx) &&
+    return lm__region_is_shared(r) &&
            lm_load_relaxed(&r->share.states[chunk_idx]) == BEGUN;
 }
 
@@ -47,25 +37,15 @@ static void change(const lm_region *r, uint64_t chunk_idx, uint8_t from, uint8_t
     lm_cas_acq_rel(&r->share.states[chunk_idx], &from, to);
 }
 
-static int fail(const lm_region *r, uint64_t chunk_idx, struct lm_error cause,
-                struct lm_error *err)
-{
-    lm__region_blame(r, chunk_idx, &cause);
-    return lm__fail(err, cause);
-}
-
 int lm__share_begin(lm_region *r, uint64_t chunk_idx, struct lm_error *err)
 {
     if (!lm__region_is_shared(r))
         return 1;
-    if (lm__uffd_has_moved())
-        return fail(r, chunk_idx, lm__error(LM_E_LOST_MAPPING, "mapping"), err);
-    void *page = (void *)lm__round_down((uintptr_t)&r->share.states[chunk_idx],
-                                        lm__page_bytes());
-    if (!has_state(r, chunk_idx) &&
-        madvise(page, lm__page_bytes(), MADV_POPULATE_WRITE) < 0)
-        return fail(r, chunk_idx, lm__error(-ENOMEM, "memory for the chunk's state"),
-                    err);
+    if (lm__uffd_has_moved()) {
+        struct lm_error cause = lm__error(LM_E_LOST_MAPPING, "mapping");
+        lm__region_blame(r, chunk_idx, &cause);
+        return lm__fail(err, cause);
+    }
     change(r, chunk_idx, EMPTY, BEGUN);
     if (!is_filled(r, chunk_idx))
         return 1;
@@ -75,11 +55,11 @@ int lm__share_begin(lm_region *r, uint64_t chunk_idx, struct lm_error *err)
 
 void lm__share_give_up(const lm_region *r, uint64_t chunk_idx)
 {
-    if (lm__region_is_shared(r) && has_state(r, chunk_idx))
+    if (lm__region_is_shared(r))
         change(r, chunk_idx, BEGUN, EMPTY);
 }
 
-/* A page that is there: so it takes no memory, for want of which a write is SIGBUS. */
+/* A page that is there. */
 static int overwrite(const lm_region *r, uintptr_t addr, const uint8_t *bytes)
 {
     size_t page_bytes = lm__page_bytes();

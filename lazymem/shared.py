@@ -56,6 +56,7 @@ class SharedMemory:
     def __init__(
         self, path: str, state: tuple[Any, ...], objects: Mapping[str, Any]
     ) -> None:
+        _check_overcommit()
         self._places, states_bytes, nbytes = _lay_out(path, objects)
         token = hashlib.sha256(repr((state, self._places)).encode()).digest()
         file = _folder() / f"{token.hex()[:32]}.shared"
@@ -106,6 +107,13 @@ def _lay_out(
 
 def _round_up(nbytes: int) -> int:
     return -(-nbytes // _ALIGN) * _ALIGN
+
+
+def _check_overcommit() -> None:
+    """Refuse memory that is counted page by page, and may run out at any touch."""
+    with suppress(FileNotFoundError), open("/proc/sys/vm/overcommit_memory") as file:
+        if file.read().strip() == "2":
+            raise OSError(errno.ENOMEM, "vm.overcommit_memory=2 counts each page of it")
 
 
 # ---- where they meet -----------------------------------------------------------------

@@ -1223,7 +1223,8 @@ def open(
         without a limit, since the memory goes only when the last of them has ended, or
         has closed the store and dropped its arrays; :meth:`LazyArray.evict` lets go of
         it here.  Arrays of less than 1 MiB are not shared; where the system can't do it
-        (Linux 5.14 can), none is, and a LazyMemWarning says so.
+        (Linux 5.14 can, unless it does not overcommit memory), none is, and a
+        LazyMemWarning says so.
 
     Returns
     -------

@@ -30,6 +30,7 @@ import lazymem as lm
 from lazymem import _engine, shared
 from tests.conftest import LIBC, PAGE, ROOT, needs_full_mode, smooth
 from tests.faults.test_damage import flip
+from tests.faults.test_external import setting
 from tests.faults.test_fork import in_child
 
 CHUNK = 65536
@@ -348,6 +349,17 @@ def test_a_store_without_addresses_for_all_is_not_shared(tmp_path: Path) -> None
         with pytest.warns(lm.LazyMemWarning, match="more than addresses reach"):
             a = store["a"]
         assert a[2**45] == 0
+
+
+def test_memory_of_which_each_page_counts_is_not_shared(path: Path) -> None:
+    """Where vm.overcommit_memory is 2, and a touch may be the one too many."""
+    with (
+        setting(Path("/proc/sys/vm/overcommit_memory"), "2"),
+        lm.open(path, shared=True) as store,
+    ):
+        with pytest.warns(lm.LazyMemWarning, match="vm.overcommit_memory=2"):
+            a = store["a"]
+        np.testing.assert_array_equal(a, A)
 
 
 def test_dask_reads_memory_that_it_can_give_back(path: Path) -> None:
